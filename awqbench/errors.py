@@ -1,0 +1,63 @@
+"""One family of errors: each names the place, the numbers, and the nearest fix."""
+
+from __future__ import annotations
+
+
+class AwqbenchError(Exception):
+    """Base of every error that awqbench raises for a reason the caller can act on."""
+
+
+class AlignmentError(AwqbenchError, ValueError):
+    """A dimension is not a multiple of what the layout, kernel or engine needs."""
+
+
+class NonFiniteError(AwqbenchError, ValueError):
+    """NaN or infinity where only finite numbers can be handled."""
+
+
+class OverflowCastError(AwqbenchError, ValueError):
+    """A finite number does not fit the dtype it would be stored in."""
+
+
+class DeviceError(AwqbenchError, RuntimeError):
+    """Tensors that must be together lie on different devices."""
+
+
+class FormatError(AwqbenchError, ValueError):
+    """A file or folder is not what its format says; names the file and the tensor."""
+
+
+class AlreadyQuantizedError(AwqbenchError, ValueError):
+    """The folder holds quantized weights where full precision is needed."""
+
+
+class StatisticsError(AwqbenchError, ValueError):
+    """Calibration statistics are missing, damaged, or belong to another model."""
+
+
+class CalibrationTextError(AwqbenchError, ValueError):
+    """The calibration or evaluation text is empty, too short, or cannot be read."""
+
+
+class BackendError(AwqbenchError, RuntimeError):
+    """A compute path was asked for by name and is not available; gives the reason."""
+
+
+class ParameterError(AwqbenchError, ValueError):
+    """A setting or a notebook parameter is unknown or out of range."""
+
+
+class OutputError(AwqbenchError, OSError):
+    """A result cannot be written where it was asked for."""
+
+
+class ResumeError(AwqbenchError, ValueError):
+    """An unfinished run cannot go on: its settings differ from those asked for now."""
+
+
+class TraceError(AwqbenchError, ValueError):
+    """A model cannot be taken apart block by block."""
+
+
+class NotebookError(AwqbenchError, ValueError):
+    """A notebook cannot be found, read, or run as it is written."""
