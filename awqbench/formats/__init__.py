@@ -1,0 +1,1 @@
+"""What lies on disk: model folders, packed layouts, recognition."""

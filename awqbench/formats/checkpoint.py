@@ -1,0 +1,298 @@
+"""A model folder: opened by its headers, read one tensor at a time.
+
+Only safetensors are read: no file here can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from awqbench.errors import AlreadyQuantizedError, FormatError
+from awqbench.formats.detect import Quantization, detect_quantization
+from awqbench.formats.headers import TensorInfo, read_header
+from awqbench.packed import PackedWeight
+
+if TYPE_CHECKING:
+    import torch
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# Files that go with the weights and are carried over to a folder made from this one.
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+# Bytes sampled of each tensor for the digest: enough to tell fine-tunes apart.
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder, its weights still on disk.
+
+    Parameters
+    ----------
+    path : Path
+    config : dict
+        What config.json holds.
+    tensors : dict of str to TensorInfo
+        Every tensor's shape, dtype and place.
+    """
+
+    path: Path
+    config: dict
+    tensors: dict[str, TensorInfo]
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor through a memory map.
+
+        Returns
+        -------
+        torch.Tensor
+            A copy, so that the file is not kept open.
+
+        Raises
+        ------
+        FormatError
+            If there is no such tensor, or its file has changed since it was opened.
+        """
+        import mmap
+
+        import torch
+
+        info = self._info(name)
+        dtype = getattr(torch, info.dtype, None)
+        if dtype is None:
+            raise FormatError(f"tensor {name}: this torch has no dtype {info.dtype}.")
+        if info.size == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        try:
+            with (
+                info.file.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+            ):
+                # A bytearray is the one copy: torch then owns writable memory.
+                data = bytearray(view[info.start : info.stop])
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{info.file.name}: cannot be read ({error}).") from error
+        if len(data) < info.nbytes:
+            raise FormatError(f"{info.file.name}: truncated since it was opened.")
+        return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+
+    def _info(self, name: str) -> TensorInfo:
+        if name not in self.tensors:
+            raise FormatError(f"{self.path.name} has no tensor {name}.")
+        return self.tensors[name]
+
+    @cached_property
+    def quantization(self) -> Quantization | None:
+        """How the weights are quantized, or None."""
+        return detect_quantization(self.config, self.tensors, self.path)
+
+    def require_full_precision(self) -> None:
+        """Raise if the folder holds quantized weights.
+
+        Raises
+        ------
+        AlreadyQuantizedError
+            Names the method and what can be done instead.
+        """
+        if self.quantization is not None:
+            raise AlreadyQuantizedError(
+                f"{self.path.name} is already quantized ({self.quantization.summary()}); "
+                "quantizing again would add a second error on top of the first. "
+                "Start from the original bf16 or fp16 folder, or use this one as it is "
+                "with load_quantized()."
+            )
+
+    def linear(self, name: str) -> PackedWeight | torch.Tensor:
+        """Read the weight of one linear, packed if it is quantized.
+
+        Parameters
+        ----------
+        name : str
+            Module path, such as ``model.layers.0.mlp.up_proj``.
+
+        Returns
+        -------
+        PackedWeight or torch.Tensor
+            Dense weights are (N, K).
+
+        Raises
+        ------
+        FormatError
+            If the module has neither a packed nor a dense weight, or a layout that
+            awqbench cannot read.
+        """
+        from awqbench.formats import awq
+
+        if f"{name}.weight" in self.tensors:
+            return self.read(f"{name}.weight")
+        if f"{name}.qweight" not in self.tensors or self.quantization is None:
+            raise FormatError(f"{self.path.name} has no linear {name}.")
+        self.quantization.require_readable()
+        parts = {
+            part: self.read(f"{name}.{part}")
+            for part in awq.TENSORS
+            if f"{name}.{part}" in self.tensors
+        }
+        return awq.read_linear(
+            parts,
+            bits=self.quantization.bits,
+            group_size=self.quantization.group_size,
+            name=name,
+        )
+
+    def quantized_linears(self) -> list[str]:
+        """Return the module paths that have packed weights, in order of their names."""
+        suffix = ".qweight"
+        return sorted(n.removesuffix(suffix) for n in self.tensors if n.endswith(suffix))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the model: SHA-256 of config, headers and samples of every tensor.
+
+        Reads at most 12 KiB a tensor, so a 70 B model takes a second. Whether weights lie
+        in one file or many shards makes no difference.
+        """
+        digest = hashlib.sha256()
+        config = {k: v for k, v in self.config.items() if k != "transformers_version"}
+        digest.update(json.dumps(config, sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            info = self.tensors[name]
+            digest.update(f"{name} {info.dtype} {info.shape}".encode())
+            with info.file.open("rb") as file:
+                last = max(info.start, info.stop - _SAMPLE_BYTES)
+                for at in sorted({info.start, (info.start + last) // 2, last}):
+                    file.seek(at)
+                    digest.update(file.read(min(_SAMPLE_BYTES, info.stop - at)))
+        return digest.hexdigest()
+
+
+def embedded_model() -> Path:
+    """Return the folder of the embedded model, data/tiny-qwen3.
+
+    Raises
+    ------
+    FormatError
+        If awqbench runs from a wheel, which does not carry it.
+    """
+    path = Path(__file__).resolve().parents[2] / "data" / "tiny-qwen3"
+    if not path.is_dir():
+        raise FormatError(
+            "the embedded model lies in data/tiny-qwen3 of the repository, and this is an "
+            "installed wheel: clone the repository, or give the folder of a model."
+        )
+    return path
+
+
+def open_checkpoint(source: str | Path | Checkpoint = "tiny") -> Checkpoint:
+    """Open a model folder by its headers; no weight is read, no code is run.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder, a Hugging Face hub id, or ``"tiny"`` for the embedded model.
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    FormatError
+        If there is no such folder, config.json or an index is damaged, a shard is missing
+        or truncated, or the weights are pickles.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    path = embedded_model() if str(source) == "tiny" else Path(source).expanduser()
+    if not path.is_dir():
+        path = _download(str(source))
+    config = _read_json(path / "config.json")
+    return Checkpoint(path=path, config=config, tensors=_read_tensors(path))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FormatError(f"{path.parent.name} has no {path.name}: not a model folder.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path.name} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path.name} is not a JSON object.")
+    return value
+
+
+def _read_tensors(path: Path) -> dict[str, TensorInfo]:
+    if (path / INDEX_FILE).exists():
+        return _read_indexed(path)
+    if (path / SINGLE_FILE).exists():
+        return read_header(path / SINGLE_FILE)
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return read_header(files[0])
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    if pickles:
+        raise FormatError(
+            f"{path.name} holds its weights as pickles ({pickles[0]}), which can run code when "
+            "read. Convert it once: AutoModelForCausalLM.from_pretrained(...)"
+            ".save_pretrained(..., safe_serialization=True)."
+        )
+    raise FormatError(f"{path.name} holds no {SINGLE_FILE} and no {INDEX_FILE}.")
+
+
+def _read_indexed(path: Path) -> dict[str, TensorInfo]:
+    weight_map = _read_json(path / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise FormatError(f"{INDEX_FILE} has no weight_map of tensor names to file names.")
+    headers = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise FormatError(f"{INDEX_FILE} points outside the folder: {file!r}.")
+        if not os.path.isfile(path / file):  # Path.is_file raises for a name too long
+            raise FormatError(
+                f"{INDEX_FILE} names {file[:80]}, which is missing; the download is not complete."
+            )
+        headers[file] = read_header(path / file)
+    tensors = {}
+    for name, file in weight_map.items():
+        if name not in headers[file]:
+            raise FormatError(f"{INDEX_FILE} says {name} is in {file}, which does not hold it.")
+        tensors[name] = headers[file][name]
+    return tensors
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(source, allow_patterns=["*.safetensors", "*.json", *SIDE_FILES])
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FormatError(
+            f"{source!r} is neither a folder here nor a model that the hub could give "
+            f"({type(error).__name__}). Give a folder with config.json and safetensors."
+        ) from error
