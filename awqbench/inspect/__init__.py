@@ -1,0 +1,1 @@
+"""Look at models without changing a weight: health, evaluation, pre-flight."""

@@ -1,0 +1,249 @@
+"""From statistics to settings: search every linear of a model without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from awqbench.errors import ParameterError
+from awqbench.progress import progress_bar
+from awqbench.quantize.settings import Settings
+from awqbench.quantize.site import SiteChoice, choose_site, measure, round_site
+from awqbench.quantize.stats import SiteRecord, Stats, load_stats
+from awqbench.quantize.table import alarms, as_frame, curve_rows, linear_row
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from awqbench.formats.checkpoint import Checkpoint
+    from awqbench.quantize.scales import ScaleChoice
+
+OBJECTIVES = ("statistics", "block")
+
+
+class BlockResult(NamedTuple):
+    """The search of one block.
+
+    `effective` holds each quantized linear's weight as the quantized model applies it,
+    (N, K) float32.
+    """
+
+    name: str
+    choices: dict[str, SiteChoice]
+    effective: dict[str, torch.Tensor]
+    rows: list[dict]
+    curves: list[dict]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Parameters
+    ----------
+    settings : Settings
+    table : DataFrame
+        A row for each linear: `block`, `linear`, `alpha`, `output_error` and
+        `rounding_error` (squared output error as a share of the output's energy, with these
+        settings and by plain rounding), `gain`, `scale_range` (largest over smallest channel
+        scale), `clip_gain`, `alarm`, and more.
+    curves : DataFrame
+        `block`, `site`, `alpha` (NaN for no scaling), `loss`.
+    choices : dict of (str, str) to SiteChoice
+        By block and site.
+    """
+
+    settings: Settings
+    table: pd.DataFrame
+    curves: pd.DataFrame
+    choices: dict[tuple[str, str], SiteChoice]
+
+    def channel_scales(self) -> dict[tuple[str, str], np.ndarray]:
+        """Return each site's channel scales, (K,) ndarray of float32."""
+        return {key: choice.channel_scales.numpy() for key, choice in self.choices.items()}
+
+    def _repr_html_(self) -> str:
+        columns = ["block", "linear", "alpha", "output_error", "rounding_error", "alarm"]
+        return self.table[columns].to_html(index=False, float_format="%.3g")
+
+
+def search(
+    ckpt: Checkpoint | str | Path,
+    stats: Stats | str | Path,
+    settings: Settings | None = None,
+    *,
+    objective: str = "statistics",
+    tokens: np.ndarray | None = None,
+    **changes,
+) -> SearchResult:
+    """Search channel scales, ranges and rounding for every linear from statistics.
+
+    Parameters
+    ----------
+    ckpt : Checkpoint or str or Path
+        The full-precision model.
+    stats : Stats or str or Path
+        Of this model, by `calibrate`.
+    settings : Settings, optional
+    objective : {"statistics", "block"}
+        ``"block"`` chooses the scales as AutoAWQ does, running the parent module on
+        `tokens` for every alpha; for comparison, it is many times slower.
+    tokens : (n, seq) ndarray of int64, optional
+        For ``objective="block"``.
+    **changes
+        Fields of `Settings`, such as ``bits=3, group_size=64, rounding="gptq"``.
+
+    Returns
+    -------
+    SearchResult
+
+    Raises
+    ------
+    StatisticsError
+        If the statistics are of another model.
+    AlignmentError
+        If the group size does not divide a linear's in_features; before any search.
+    NonFiniteError
+        If statistics are not finite and the settings say "raise".
+    """
+    settings = make_settings(settings, **changes)
+    blocks = search_blocks(ckpt, stats, settings, objective=objective, tokens=tokens)
+    return collect_result(settings, [block._replace(effective={}) for block in blocks])
+
+
+def collect_result(settings: Settings, blocks: list[BlockResult]) -> SearchResult:
+    """Put the results of a model's blocks together."""
+    rows = [{"block": block.name} | row for block in blocks for row in block.rows]
+    curves = [{"block": block.name} | row for block in blocks for row in block.curves]
+    choices = {
+        (block.name, site): choice for block in blocks for site, choice in block.choices.items()
+    }
+    return SearchResult(settings, as_frame(rows), as_frame(curves), choices)
+
+
+def search_blocks(
+    ckpt: Checkpoint | str | Path,
+    stats: Stats | str | Path,
+    settings: Settings,
+    *,
+    objective: str = "statistics",
+    tokens: np.ndarray | None = None,
+) -> Iterator[BlockResult]:
+    """Search block by block; parameters and errors are those of `search`.
+
+    Yields
+    ------
+    BlockResult
+    """
+    from awqbench.formats.checkpoint import open_checkpoint
+
+    if objective not in OBJECTIVES:
+        raise ParameterError(f"objective is {objective!r}; choose 'statistics' or 'block'.")
+    ckpt, stats = open_checkpoint(ckpt), load_stats(stats)
+    ckpt.require_full_precision()
+    stats.check(ckpt)
+    check_alignment(stats, settings)
+    scales_of = iter([{}] * stats.n_blocks)
+    if objective == "block":
+        from awqbench.quantize.block_objective import block_scales
+
+        scales_of = block_scales(ckpt, stats, tokens, settings)
+    blocks = progress_bar(range(stats.n_blocks), f"search {settings.label()}", unit="block")
+    for i, scales in zip(blocks, scales_of, strict=True):
+        records = stats.block(i)
+        name = stats.block_name(i)
+        weights = block_weights(ckpt, records, name)
+        yield search_block(records, weights, settings, name=name, scales=scales)
+
+
+def make_settings(settings: Settings | None, **changes) -> Settings:
+    """Return settings with some fields changed.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such field, or its value is out of range.
+    """
+    from difflib import get_close_matches
+
+    fields = (settings or Settings()).as_dict()
+    for name in changes:
+        if name not in fields:
+            close = get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(fields)}."
+            raise ParameterError(f"no setting {name!r}{hint}")
+    return Settings(**(fields | changes))
+
+
+def check_alignment(stats: Stats, settings: Settings) -> None:
+    """Check every linear's shape against the settings before any work is done.
+
+    Raises
+    ------
+    AlignmentError
+        For the first linear whose in_features the group size does not divide.
+    """
+    for name, in_features in stats.manifest["in_features"].items():
+        if settings.converts(name):
+            settings.group_size_for(in_features, name=name)
+
+
+def block_weights(
+    ckpt: Checkpoint, records: list[SiteRecord], name: str
+) -> dict[str, torch.Tensor]:
+    """Read the weights of a block's linears, (N, K) float32, by block-relative path."""
+    paths = [path for record in records for path in record.site.linears]
+    return {path: ckpt.read(f"{name}.{path}.weight").float() for path in paths}
+
+
+def search_block(
+    records: list[SiteRecord],
+    weights: dict[str, torch.Tensor],
+    settings: Settings,
+    *,
+    name: str,
+    scales: dict[str, ScaleChoice] | None = None,
+) -> BlockResult:
+    """Choose, round and measure every linear of a block, without folding.
+
+    Parameters
+    ----------
+    records : list of SiteRecord
+    weights : dict of str to (N, K) torch.Tensor of float32
+    settings : Settings
+    name : str
+        Path of the block.
+    scales : dict of str to ScaleChoice, optional
+        Scales chosen elsewhere, by site.
+
+    Returns
+    -------
+    BlockResult
+    """
+    import torch
+
+    result = BlockResult(name, {}, {}, [], [])
+    for site, moments in records:
+        mine = {p: weights[p] for p in site.linears if settings.converts(f"{name}.{p}")}
+        if not mine:
+            continue
+        given = (scales or {}).get(site.name)
+        choice = choose_site(
+            site, moments, mine, settings, name=f"{name}.{site.name}", scales=given
+        )
+        scaled = {path: weight * choice.channel_scales for path, weight in mine.items()}
+        rounded = round_site(choice, moments, scaled, settings, name=name)
+        result.choices[site.name] = choice
+        result.curves.extend(curve_rows(site, choice))
+        for path, linear in rounded.items():
+            effective = torch.from_numpy(linear.packed.dequantize()) / choice.channel_scales
+            result.effective[path] = effective
+            error = measure(mine[path], effective, moments, settings)
+            row = linear_row(site, path, choice, linear, error)
+            result.rows.append(row | {"alarm": alarms(row, site, choice, moments)})
+    return result
