@@ -1,0 +1,1 @@
+"""How fast: machine records, timing, rooflines."""
