@@ -1,0 +1,1 @@
+"""Every figure: a tidy DataFrame in, Axes out; the title says what was found."""
