@@ -81,7 +81,7 @@ def read_linear(
             "which 4-bit words in AWQ's order need."
         )
     width = words_for(out_features, bits)
-    if n_groups == 0 or in_features % n_groups:
+    if n_groups == 0 or in_features == 0 or in_features % n_groups:
         raise FormatError(
             f"{name}: {in_features} rows of qweight do not divide into {n_groups} groups of scales."
         )
@@ -92,7 +92,8 @@ def read_linear(
             f"{tuple(qweight.shape)} and {tuple(qzeros.shape)}."
         )
     found = in_features // n_groups
-    if group_size not in (None, -1, found) and group_size < in_features:
+    whole_rows = group_size == -1 or (group_size is not None and group_size >= in_features)
+    if group_size is not None and found != (in_features if whole_rows else group_size):
         raise FormatError(f"{name}: config says group_size {group_size}, tensors say {found}.")
     return PackedWeight(
         codes=np.ascontiguousarray(_unpack(qweight.numpy(), bits, out_features).T),

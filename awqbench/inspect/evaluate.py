@@ -153,7 +153,8 @@ def compare(
     for rows in _batches(tokens, batch_size, "compare"):
         log_a, log_b = _log_probabilities(model_a, rows), _log_probabilities(model_b, rows)
         delta.append((_chosen(log_a, rows) - _chosen(log_b, rows)).mean(dim=1).double())
-        kl = (log_a.exp() * (log_a - log_b)).sum(dim=-1)
+        # A token that a rules out, probability 0 and log -inf, adds nothing.
+        kl = (log_a.exp() * (log_a - log_b)).masked_fill_(log_a.isneginf(), 0).sum(dim=-1)
         divergence.append(kl.mean(dim=1).double())
         same = log_a.argmax(dim=-1) == log_b.argmax(dim=-1)
         agreement.append(same.double().mean(dim=1))
