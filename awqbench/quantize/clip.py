@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from awqbench.quantize.moments import bfloat16_products
-from awqbench.quantize.rounding import grid_of, group_ranges, quantization_error
+from awqbench.quantize.rounding import ROWS_IN_CACHE, grid_of, group_ranges, quantization_error
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,19 @@ def search_clip(
     ClipChoice
         `shrink` is (N, G) float32; 1.0 is always a candidate.
     """
+    import torch
+
+    parts = [
+        _search_rows(rows, blocks, settings, group_size=group_size)
+        for rows in weight.split(ROWS_IN_CACHE)
+    ]
+    shrink = torch.cat([part.shrink for part in parts])
+    return ClipChoice(
+        shrink, sum(part.loss_before for part in parts), sum(part.loss_after for part in parts)
+    )
+
+
+def _search_rows(weight, blocks, settings: Settings, *, group_size: int) -> ClipChoice:
     import torch
 
     low, high = group_ranges(weight, group_size)

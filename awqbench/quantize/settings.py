@@ -51,7 +51,7 @@ class Settings:
     clip: bool = True
     rounding: str = "nearest"
     n_grid: int = 20
-    max_rows: int = 1024
+    max_rows: int = 512
     on_nonfinite: str = "raise"
     scale_dtype: str = "float16"
     modules_to_not_convert: tuple[str, ...] = ()
