@@ -7,7 +7,7 @@ of any weight error D on all of the calibration text, without the text.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,37 +96,35 @@ class Moments:
         if x.shape[-1] != self.in_features:
             raise StatisticsError(f"input has {x.shape[-1]} channels, expected {self.in_features}.")
         x = x.detach().reshape(-1, self.in_features)
-        sums = torch.linalg.vector_norm(x, ord=1, dim=0, dtype=torch.float32)
+        exact = x.dtype == torch.bfloat16  # products of bfloat16 numbers are exact in float32
+        wide = x.float()
+        magnitude = wide.abs()
+        sums = magnitude.sum(dim=0)
         if not torch.isfinite(sums).all():
-            x, sums = self._masked(x)
-        self.tokens += x.shape[0]
-        if x.shape[0] == 0:
+            wide, magnitude = self._masked(wide)
+            # Magnitudes whose float32 sum overflows are finite all the same.
+            sums = magnitude.sum(dim=0, dtype=torch.float64)
+        self.tokens += len(wide)
+        if len(wide) == 0:
             return
         self.sum_abs += sums.double().cpu()
-        largest = torch.maximum(x.amax(dim=0), -x.amin(dim=0)).float().cpu()
-        torch.maximum(self.absmax, largest, out=self.absmax)
-        self._add_products(x)
+        torch.maximum(self.absmax, magnitude.amax(dim=0).cpu(), out=self.absmax)
+        self._add_products(wide, in_bfloat16=exact)
 
-    def _masked(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _masked(self, wide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        bad = ~torch.isfinite(x)
+        bad = ~torch.isfinite(wide)
         keep = ~bad.any(dim=1)
         self.nonfinite += bad.sum(dim=0).cpu()
         self.masked_tokens += int((~keep).sum())
-        x = x[keep]
-        # Magnitudes whose float32 sum overflows are finite all the same.
-        return x, x.double().abs().sum(dim=0)
+        return wide[keep], wide[keep].abs()
 
-    def _add_products(self, x: torch.Tensor) -> None:
+    def _add_products(self, wide: torch.Tensor, *, in_bfloat16: bool) -> None:
         import torch
 
-        wide = x.float()
         if self.sketch_rows is None:
-            if x.dtype == torch.bfloat16:
-                with bfloat16_products():
-                    self.gram += (wide.T @ wide).cpu()
-            else:
+            with bfloat16_products() if in_bfloat16 else nullcontext():
                 self.gram += (wide.T @ wide).cpu()
             return
         rows = torch.randint(self.sketch_rows, (len(wide),), generator=self.generator)
