@@ -1,0 +1,24 @@
+"""The command line: parse, call, print.
+
+A command is a thin function in one of the modules here; what it needs is imported inside it,
+so that `--help` does not wait for torch. Errors of the family are caught once, in `main`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from awqbench.cli import quantizing, reports
+from awqbench.cli.app import USAGE, app
+from awqbench.errors import AwqbenchError
+
+__all__ = ["app", "main", "quantizing", "reports"]
+
+
+def main() -> None:
+    """Run the command line; the console script's entry point."""
+    try:
+        app()
+    except AwqbenchError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(USAGE)

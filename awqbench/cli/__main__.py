@@ -1,0 +1,5 @@
+"""``python -m awqbench.cli``."""
+
+from awqbench.cli import main
+
+main()

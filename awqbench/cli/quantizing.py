@@ -1,0 +1,145 @@
+"""Commands that calibrate, quantize and evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from awqbench.cli.app import INTERRUPTED, JsonOption, ModelArgument, app
+
+TextOption = Annotated[
+    str, typer.Option(help="'stdlib', a text file, a .jsonl file, or datasets:NAME.")
+]
+SamplesOption = Annotated[int, typer.Option(help="Calibration windows.")]
+SeqLenOption = Annotated[int, typer.Option(help="Tokens in a window.")]
+
+
+@app.command()
+def calibrate(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(help="Folder for the statistics.")],
+    text: TextOption = "stdlib",
+    n_samples: SamplesOption = 128,
+    seq_len: SeqLenOption = 512,
+) -> None:
+    """Collect statistics of a model on a text, once, for every later quantization."""
+    import awqbench as ab
+
+    ckpt = ab.open_checkpoint(model)
+    ckpt.require_full_precision()
+    tokens = ab.text_tokens(ckpt, text, n_samples=n_samples, seq_len=seq_len)
+    stats = ab.calibrate(ckpt, tokens, out)
+    typer.echo(f"{stats.n_blocks} blocks, {stats.n_tokens:,} tokens: {out}")
+
+
+@app.command()
+def quantize(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(help="Folder to make, in the AutoAWQ layout.")],
+    stats: Annotated[
+        Path | None, typer.Option(help="Statistics by `awqbench calibrate`; else collected now.")
+    ] = None,
+    text: TextOption = "stdlib",
+    n_samples: SamplesOption = 128,
+    seq_len: SeqLenOption = 512,
+    group_size: Annotated[int, typer.Option(help="Input channels that share a scale.")] = 128,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another setting, such as rounding=gptq."),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run record.")] = False,
+) -> None:
+    """Quantize a model to 4 bits; a run that is stopped goes on when called again."""
+    import awqbench as ab
+    from awqbench.report.parameters import parse_settings
+
+    ckpt = ab.open_checkpoint(model)
+    ckpt.require_full_precision()
+    changes = {"group_size": group_size} | _typed_settings(parse_settings(settings or []))
+    tokens = None
+    if stats is None:
+        tokens = ab.text_tokens(ckpt, text, n_samples=n_samples, seq_len=seq_len)
+    try:
+        record = ab.quantize(ckpt, out, stats=stats, tokens=tokens, resume=resume, **changes)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from the last finished block.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
+        return
+    linears = record["linears"]
+    for row in linears:
+        if row["alarm"]:
+            typer.echo(f"look at {row['block']}.{row['linear']}: {row['alarm']}")
+    worst = max(linears, key=lambda row: row["output_error"])
+    typer.echo(
+        f"{len(linears)} linears in {record['times']['total_s']:.0f} s; largest output error "
+        f"{worst['output_error']:.2%} at {worst['block']}.{worst['linear']}"
+    )
+    typer.echo(f"wrote {out}")
+
+
+def _typed_settings(items: dict[str, str]) -> dict:
+    """Give settings from the command line the types of the fields of `Settings`."""
+    from dataclasses import fields
+
+    from awqbench.errors import ParameterError
+    from awqbench.quantize.settings import Settings
+
+    kinds = {field.name: type(field.default) for field in fields(Settings)}
+    words = {"true": True, "false": False}
+    typed = {}
+    for name, value in items.items():
+        kind = kinds.get(name, str)
+        try:
+            if kind is bool:
+                typed[name] = words[value.lower()]
+            elif kind is tuple:
+                typed[name] = tuple(part for part in value.split(",") if part)
+            else:
+                typed[name] = kind(value)
+        except (KeyError, ValueError) as error:
+            raise ParameterError(f"{name}={value}: not a {kind.__name__}.") from error
+    return typed
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    against: Annotated[
+        str | None, typer.Option(help="A full-precision model to compare with.")
+    ] = None,
+    text: TextOption = "stdlib",
+    n_samples: Annotated[int, typer.Option(help="Evaluation windows.")] = 32,
+    seq_len: SeqLenOption = 512,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure perplexity, and the distance from a full-precision model."""
+    import awqbench as ab
+    from awqbench.inspect.evaluate import summary
+
+    loaded = _load_any(model)
+    tokens = ab.text_tokens(model, text, "evaluation", n_samples=n_samples, seq_len=seq_len)
+    facts = summary(ab.perplexity(loaded, tokens))
+    if against is not None:
+        facts |= ab.compare(_load_any(against), loaded, tokens)._asdict()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name:<18} {value:.5g}")
+
+
+def _load_any(model: str):
+    import torch
+
+    import awqbench as ab
+
+    ckpt = ab.open_checkpoint(model)
+    if ckpt.quantization is None:
+        return ab.load_model(ckpt)
+    return ab.load_quantized(ckpt.path, dtype=torch.float32)
