@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "open_checkpoint": "awqbench.formats.checkpoint",
+    "recognise": "awqbench.formats.recognise",
+    "convert": "awqbench.formats.convert",
     "PackedWeight": "awqbench.packed",
     "quantize_weight": "awqbench.packed",
     "fake_quantize": "awqbench.grid",

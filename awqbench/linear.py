@@ -11,9 +11,12 @@ from torch import nn
 
 from awqbench.errors import DeviceError, FormatError
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
+from awqbench.formats.layouts import LAYOUTS
 from awqbench.gemm import require_backend
 from awqbench.model_build import build_skeleton
+from awqbench.model_chatglm import as_glm, is_chatglm
 from awqbench.model_weights import WeightReader
+from awqbench.packed import PackedWeight
 from awqbench.quant_linear import QuantLinear
 
 if TYPE_CHECKING:
@@ -32,8 +35,14 @@ def load_quantized(
     backend: str = "auto",
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str | None = None,
+    *,
+    dequantize: bool = False,
 ) -> PreTrainedModel:
     """Load a quantized checkpoint as a transformers model; no GPU or kernel package needed.
+
+    Packed weights are multiplied as they are, (q - z) s, unrounded. The tools that made the
+    folder decode first and round to the scales' dtype: logits differ by about 5e-3 in
+    float16. `dequantize` gives their numbers exactly, with the memory of a dense model.
 
     The model's config holds no `quantization_config`: transformers would ask for the package
     it knows the method by. Remote code is never run. `save_pretrained` on the model writes
@@ -50,6 +59,9 @@ def load_quantized(
         float32 for a float16 checkpoint on the CPU: every float16 number is a float32
         number, and CPUs are slow in float16. bfloat16 is the fastest on the CPU (about four
         times float32 in decoding) and rounds activations to 8 bits.
+    dequantize : bool
+        Decode every weight when it is loaded, into plain `torch.nn.Linear`s; `backend` then
+        plays no part.
 
     Returns
     -------
@@ -75,6 +87,7 @@ def load_quantized(
             "AutoModelForCausalLM.from_pretrained(...)."
         )
     ckpt.quantization.require_readable()
+    ckpt = as_glm(ckpt) if is_chatglm(ckpt) else ckpt
     if backend != "auto":
         require_backend(backend)
     device = _usable_device(device)
@@ -85,7 +98,13 @@ def load_quantized(
     reader.fill_buffers(model, "")
     packed = {name: _module_path(ckpt, model, name) for name in ckpt.quantized_linears()}
     for name, path in packed.items():
-        model.set_submodule(path, _quant_linear(ckpt, model, name, path, backend).to(device))
+        packed_weight, bias = _read_checked(ckpt, model, name, path)
+        if dequantize:
+            linear = _decoded_linear(ckpt, packed_weight, bias, dtype)
+        else:
+            linear = QuantLinear(packed_weight, bias, backend=backend)
+        model.set_submodule(path, linear.to(device))
+    _scale_activations(ckpt, model, reader)
     names = [
         name for name, param in model.named_parameters(remove_duplicate=False) if param.is_meta
     ]
@@ -135,9 +154,10 @@ def _module_path(ckpt: Checkpoint, model: nn.Module, name: str) -> str:
     )
 
 
-def _quant_linear(
-    ckpt: Checkpoint, model: nn.Module, name: str, path: str, backend: str
-) -> QuantLinear:
+def _read_checked(
+    ckpt: Checkpoint, model: nn.Module, name: str, path: str
+) -> tuple[PackedWeight, torch.Tensor | None]:
+    """Read a packed weight and its bias, and hold them against the model's linear."""
     packed = ckpt.linear(name)
     linear = model.get_submodule(path)
     expected = (linear.out_features, linear.in_features)
@@ -151,7 +171,46 @@ def _quant_linear(
         raise FormatError(f"{ckpt.path.name} has no tensor {name}.bias, which the model needs.")
     if bias is not None:
         bias = bias.to(model.dtype)
-    return QuantLinear(packed, bias, backend=backend)
+    return packed, bias
+
+
+def _decoded_linear(
+    ckpt: Checkpoint, packed: PackedWeight, bias: torch.Tensor | None, dtype: torch.dtype
+) -> nn.Linear:
+    weight = torch.from_numpy(packed.dequantize())
+    if LAYOUTS[ckpt.quantization.layout].rounds_decoded:
+        weight = weight.to(getattr(torch, packed.scale_dtype))
+    linear = nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    linear.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+    return linear
+
+
+class ScaledActivation(nn.Module):
+    """An activation whose output is divided by what AWQ multiplied the next linear by.
+
+    Models whose activation is not gated have no norm or linear before the last linear of
+    the MLP to fold into; AutoAWQ stores the divisor as ``<activation>.scales``.
+    """
+
+    def __init__(self, activation: nn.Module, scales: torch.Tensor) -> None:
+        super().__init__()
+        self.activation = activation
+        self.register_buffer("scales", scales)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the activation of x over the scales, (..., K)."""
+        return self.activation(x) / self.scales.to(x.device, x.dtype)
+
+
+def _scale_activations(ckpt: Checkpoint, model: nn.Module, reader: WeightReader) -> None:
+    for path, module in list(model.named_modules()):
+        stored = reader.stored_name(f"{path}.scales")
+        if stored is None or isinstance(module, QuantLinear) or ckpt.is_packed(path):
+            continue
+        if any(True for _ in module.parameters()):
+            continue  # not an activation: reported as left over
+        model.set_submodule(path, ScaledActivation(module, ckpt.read(stored)))
 
 
 def _check_leftovers(
@@ -180,7 +239,8 @@ def _finish(ckpt: Checkpoint, model: PreTrainedModel) -> None:
     """Make config and generation settings those of a model that was loaded from the folder."""
     from transformers import GenerationConfig
 
-    vars(model.config).pop("quantization_config", None)
+    for key in ("quantization_config", "quantization_bit"):
+        vars(model.config).pop(key, None)
     if isinstance(model.get_output_embeddings(), QuantLinear):
         model.config.tie_word_embeddings = False
     model.config._name_or_path = model.name_or_path = str(ckpt.path)

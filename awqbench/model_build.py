@@ -39,7 +39,7 @@ def build_skeleton(ckpt: Checkpoint, *, dtype: torch.dtype) -> torch.nn.Module:
     Parameters
     ----------
     ckpt : Checkpoint
-        Only its config.json is read.
+        Only its config is read.
     dtype : torch.dtype
         Of the parameters.
 
@@ -50,7 +50,7 @@ def build_skeleton(ckpt: Checkpoint, *, dtype: torch.dtype) -> torch.nn.Module:
     """
     import torch
     from torch.overrides import TorchFunctionMode
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     class EmptyIsMeta(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -60,9 +60,7 @@ def build_skeleton(ckpt: Checkpoint, *, dtype: torch.dtype) -> torch.nn.Module:
             return func(*args, **kwargs)
 
     try:
-        config = AutoConfig.from_pretrained(
-            ckpt.path, trust_remote_code=False, local_files_only=True
-        )
+        config = CONFIG_MAPPING[ckpt.config["model_type"]].from_dict(ckpt.config)
         # transformers 4.56 renamed torch_dtype.
         setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
         with EmptyIsMeta():

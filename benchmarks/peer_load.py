@@ -1,13 +1,16 @@
-"""Load a checkpoint written here with GPTQModel on the CPU and compare logits.
+"""Load checkpoints written here with the tools that their layouts belong to; compare logits.
 
-GPTQModel wants an environment of its own (gptqmodel 7.6.0, torch 2.13, transformers 5.23):
+The peers want an environment of their own (gptqmodel 7.6.0, optimum without its
+dependencies, compressed-tensors 0.19.0, torch 2.13, transformers 5.23):
 
     python benchmarks/peer_load.py write build/peer            # with awqbench
-    OTHER/bin/python benchmarks/peer_load.py read build/peer   # with gptqmodel
+    OTHER/bin/python benchmarks/peer_load.py read build/peer   # with the peers
 
-`read` prints the largest and the mean difference of logits for GPTQModel's exact path
-(AWQ_TORCH: decode to float16, multiply) and for what transformers chooses there (ATen's
-int4 operator, which computes in bfloat16), beside our own bfloat16 against our float32.
+`write` quantizes the embedded model and converts AWQ folders to other layouts. `read` loads
+each folder with its own tool on the CPU and writes, as JSON Lines, the largest and the mean
+difference of logits from ours: from the model with decoded weights (`dequantize=True`, the
+tools' own numbers) and from the packed one. Last come our own bfloat16 against our float32,
+and what transformers chooses for AWQ there (ATen's int4 operator, in bfloat16).
 """
 
 from __future__ import annotations
@@ -16,8 +19,32 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
-GROUP_SIZES = (128, 32)
+RESULTS = "peer_load.jsonl"
+
+
+class Case(NamedTuple):
+    """A folder to write: how it is quantized, and the layout it is converted to."""
+
+    layout: str
+    group_size: int
+    zero_point: bool
+
+    @property
+    def name(self) -> str:
+        """Folder name."""
+        return f"{self.layout}-g{self.group_size}-{'asym' if self.zero_point else 'sym'}"
+
+
+CASES = [
+    Case("awq-gemm", 128, True),
+    Case("awq-gemm", 32, True),
+    Case("gptq-v2", 32, True),
+    Case("gptq", 128, False),
+    Case("compressed-tensors", 128, True),
+    Case("compressed-tensors", 32, False),
+]
 
 
 def write(folder: Path) -> None:
@@ -30,45 +57,86 @@ def write(folder: Path) -> None:
     tokens = ab.text_tokens("tiny", n_samples=16)
     ids = torch.from_numpy(ab.text_tokens("tiny", split="evaluation", n_samples=4, seq_len=128))
     stats = ab.calibrate("tiny", tokens, folder / "stats")
-    for group_size in GROUP_SIZES:
-        out = folder / f"g{group_size}"
-        ab.quantize("tiny", out, stats=stats, group_size=group_size)
+    for case in CASES:
+        out = folder / case.name
+        first = folder / f"awq-gemm-g{case.group_size}-asym"
+        if case.zero_point and first.exists():
+            ab.convert(first, out, case.layout)
+        else:
+            changes = {"group_size": case.group_size, "zero_point": case.zero_point}
+            ab.quantize("tiny", out, stats=stats, layout=case.layout, **changes)
         logits = {"ids": ids}
-        for dtype in (torch.float32, torch.bfloat16):
-            model = ab.load_quantized(out, dtype=dtype)
-            with torch.no_grad():
-                logits[str(dtype).removeprefix("torch.")] = model(ids).logits.float()
-        save_file(logits, folder / f"ours-g{group_size}.safetensors")
+        with torch.no_grad():
+            for dtype in ("float32", "bfloat16"):
+                logits[dtype] = ab.load_quantized(out, dtype=dtype)(ids).logits.float()
+            decoded = ab.load_quantized(out, dtype="float32", dequantize=True)
+            logits["decoded"] = decoded(ids).logits
+        save_file(logits, folder / f"ours-{case.name}.safetensors")
 
 
 def read(folder: Path) -> None:
-    """Load the folders with GPTQModel and print differences as JSON Lines."""
+    """Load every folder with its tool and print differences as JSON Lines."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # it refuses machines of two cores
-    import torch
-    from gptqmodel import BACKEND, GPTQModel
     from safetensors.torch import load_file
+
+    (folder / RESULTS).unlink(missing_ok=True)
+    for case in CASES:
+        ours = load_file(folder / f"ours-{case.name}.safetensors")
+        for path, model in _models(case, folder / case.name):
+            _write_row(folder, case, path, _logits(model, ours["ids"]), ours)
+        _write_row(folder, case, "our bfloat16", ours["bfloat16"], ours)
+
+
+def _models(case: Case, path: Path):
+    import torch
     from transformers import AutoModelForCausalLM
 
-    for group_size in GROUP_SIZES:
-        path = folder / f"g{group_size}"
-        ours = load_file(folder / f"ours-g{group_size}.safetensors")
-        exact = GPTQModel.load(path, backend=BACKEND.AWQ_TORCH, device="cpu", dtype=torch.float32)
+    if case.layout == "compressed-tensors":
+        from transformers import CompressedTensorsConfig
+
+        # By default transformers 5.23 refuses zero points, llm-compressor's own files too.
+        decoded = CompressedTensorsConfig(run_compressed=False)
+        yield (
+            "compressed-tensors in transformers",
+            AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, quantization_config=decoded
+            ),
+        )
+        return
+    from gptqmodel import BACKEND, GPTQModel
+
+    is_awq = case.layout.startswith("awq")
+    backend = BACKEND.AWQ_TORCH if is_awq else BACKEND.GPTQ_TORCH
+    dtype = torch.float32 if is_awq else torch.float16  # its GPTQ kernel refuses float32
+    loaded = GPTQModel.load(path, backend=backend, device="cpu", dtype=dtype)
+    yield f"GPTQModel {_kinds(loaded.model)}", loaded.model
+    if case.layout == "awq-gemm":
         chosen = AutoModelForCausalLM.from_pretrained(path, device_map="cpu", dtype=torch.float32)
-        found = {"our bfloat16": ours["bfloat16"]}
-        for model in (exact.model, chosen):
-            kinds = {type(m).__name__ for m in model.modules() if "Awq" in type(m).__name__}
-            with torch.no_grad():
-                found["GPTQModel " + "/".join(kinds)] = model(ours["ids"]).logits.float()
-        for name, logits in found.items():
-            difference = (logits - ours["float32"]).abs()
-            row = {
-                "group_size": group_size,
-                "path": name,
-                "largest": float(difference.max()),
-                "mean": float(difference.mean()),
-                "logits_std": float(ours["float32"].std()),
-            }
-            print(json.dumps(row), flush=True)
+        yield f"transformers {_kinds(chosen)}", chosen
+
+
+def _kinds(model) -> str:
+    kinds = {type(m).__name__ for m in model.modules() if hasattr(m, "qweight")}
+    return "/".join(sorted(kinds))
+
+
+def _logits(model, ids):
+    import torch
+
+    with torch.no_grad():
+        return model(ids).logits.float()
+
+
+def _write_row(folder: Path, case: Case, path: str, logits, ours: dict) -> None:
+    row = {"case": case.name, "path": path}
+    for name in ("decoded", "float32"):
+        difference = (logits - ours[name]).abs()
+        row[f"largest_{name}"] = float(difference.max())
+        row[f"mean_{name}"] = float(difference.mean())
+    row["logits_std"] = float(ours["float32"].std())
+    print(json.dumps(row), flush=True)
+    with (folder / RESULTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ORDER = [
     "formats",
     "text",
     "gemm",
+    "model_chatglm",
     "model_build",
     "model_weights",
     "model_load",

@@ -38,7 +38,7 @@ def calibrate(
 @app.command()
 def quantize(
     model: ModelArgument,
-    out: Annotated[Path, typer.Argument(help="Folder to make, in the AutoAWQ layout.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
     stats: Annotated[
         Path | None, typer.Option(help="Statistics by `awqbench calibrate`; else collected now.")
     ] = None,
@@ -46,6 +46,9 @@ def quantize(
     n_samples: SamplesOption = 128,
     seq_len: SeqLenOption = 512,
     group_size: Annotated[int, typer.Option(help="Input channels that share a scale.")] = 128,
+    layout: Annotated[
+        str, typer.Option(help="awq-gemm, awq-gemv, gptq, gptq-v2 or compressed-tensors.")
+    ] = "awq-gemm",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Another setting, such as rounding=gptq."),
@@ -53,13 +56,15 @@ def quantize(
     resume: Annotated[bool, typer.Option(help="Go on with an unfinished run.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run record.")] = False,
 ) -> None:
-    """Quantize a model to 4 bits; a run that is stopped goes on when called again."""
+    """Quantize a model; a run that is stopped goes on when called again."""
     import awqbench as ab
     from awqbench.report.parameters import parse_settings
 
     ckpt = ab.open_checkpoint(model)
     ckpt.require_full_precision()
-    changes = {"group_size": group_size} | _typed_settings(parse_settings(settings or []))
+    changes = {"group_size": group_size, "layout": layout} | _typed_settings(
+        parse_settings(settings or [])
+    )
     tokens = None
     if stats is None:
         tokens = ab.text_tokens(ckpt, text, n_samples=n_samples, seq_len=seq_len)

@@ -137,7 +137,10 @@ def write_linear(packed: PackedWeight) -> dict[str, torch.Tensor]:
             "Choose bits=4, or a GPTQ or compressed-tensors layout."
         )
     if packed.g_idx is not None:
-        raise FormatError(f"{name} is in activation order (g_idx); the AWQ layout has no g_idx.")
+        raise FormatError(
+            f"{name} is in activation order (g_idx), which the AWQ layout "
+            "cannot hold; choose gptq-v2, or quantize without act-order."
+        )
     check_out_features(packed.out_features, name=name)
     if packed.in_features % packed.group_size:
         raise AlignmentError(

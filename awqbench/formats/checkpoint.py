@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awqbench.errors import AlreadyQuantizedError, FormatError
-from awqbench.formats.detect import Quantization, detect_quantization
+from awqbench.formats.config_fields import read_json
+from awqbench.formats.detect import detect_quantization
+from awqbench.formats.foreign import foreign_by_files
 from awqbench.formats.headers import TensorInfo, read_header
+from awqbench.formats.layouts import LAYOUTS, packed_modules, packed_parts, read_linear
+from awqbench.formats.quantization import Quantization
 from awqbench.packed import PackedWeight
 
 if TYPE_CHECKING:
@@ -138,29 +142,40 @@ class Checkpoint:
             If the module has neither a packed nor a dense weight, or a layout that
             awqbench cannot read.
         """
-        from awqbench.formats import awq
-
+        if self.is_packed(name):
+            return self._packed_linear(name)
         if f"{name}.weight" in self.tensors:
             return self.read(f"{name}.weight")
-        if f"{name}.qweight" not in self.tensors or self.quantization is None:
-            raise FormatError(f"{self.path.name} has no linear {name}.")
-        self.quantization.require_readable()
+        if self.quantization is not None:
+            self.quantization.require_readable()
+        raise FormatError(f"{self.path.name} has no linear {name}.")
+
+    def _packed_linear(self, name: str) -> PackedWeight:
+        layout = LAYOUTS[self.quantization.layout]
         parts = {
             part: self.read(f"{name}.{part}")
-            for part in awq.TENSORS
+            for part in packed_parts(layout)
             if f"{name}.{part}" in self.tensors
         }
-        return awq.read_linear(
-            parts,
-            bits=self.quantization.bits,
-            group_size=self.quantization.group_size,
-            name=name,
-        )
+        scheme = self.quantization.scheme(name)
+        return read_linear(layout, parts, bits=scheme.bits, group_size=scheme.group_size, name=name)
+
+    def is_packed(self, name: str) -> bool:
+        """Tell whether a module has packed weights that can be read."""
+        return name in self._packed
 
     def quantized_linears(self) -> list[str]:
-        """Return the module paths that have packed weights, in order of their names."""
-        suffix = ".qweight"
-        return sorted(n.removesuffix(suffix) for n in self.tensors if n.endswith(suffix))
+        """Return the module paths that have packed weights, in order of their names.
+
+        Empty where the method is only recognised.
+        """
+        return list(self._packed)
+
+    @cached_property
+    def _packed(self) -> dict[str, None]:
+        if self.quantization is None or self.quantization.layout is None:
+            return {}
+        return dict.fromkeys(packed_modules(LAYOUTS[self.quantization.layout], self.tensors))
 
     @property
     def nbytes(self) -> int:
@@ -226,22 +241,13 @@ def open_checkpoint(source: str | Path | Checkpoint = "tiny") -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     path = embedded_model() if str(source) == "tiny" else Path(source).expanduser()
+    found = foreign_by_files(path)
+    if found is not None:
+        raise FormatError(f"{path.name} is not a folder of safetensors: {found.advice}")
     if not path.is_dir():
         path = _download(str(source))
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     return Checkpoint(path=path, config=config, tensors=_read_tensors(path))
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FormatError(f"{path.parent.name} has no {path.name}: not a model folder.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path.name} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{path.name} is not a JSON object.")
-    return value
 
 
 def _read_tensors(path: Path) -> dict[str, TensorInfo]:
@@ -263,7 +269,7 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def _read_indexed(path: Path) -> dict[str, TensorInfo]:
-    weight_map = _read_json(path / INDEX_FILE).get("weight_map")
+    weight_map = read_json(path / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise FormatError(f"{INDEX_FILE} has no weight_map of tensor names to file names.")
     headers = {}

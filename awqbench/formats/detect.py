@@ -1,49 +1,23 @@
-"""What is this folder? The quantization that config.json and the tensors declare."""
+"""What is this folder? The quantization that its configuration and its tensors declare."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from awqbench.errors import FormatError
+from awqbench.formats.config_awq_gptq import autoround_section, awq_section, gptq_section
+from awqbench.formats.config_compressed import compressed_section
+from awqbench.formats.config_fields import checked, count, read_json
+from awqbench.formats.foreign import (
+    bitsandbytes,
+    foreign,
+    foreign_by_tensors,
+)
 from awqbench.formats.headers import TensorInfo
+from awqbench.formats.quantization import Quantization
 
-
-class Quantization(NamedTuple):
-    """How a checkpoint is quantized.
-
-    `layout` is None where awqbench recognises the method and cannot read its weights.
-    """
-
-    method: str
-    bits: int | None
-    group_size: int | None
-    zero_point: bool | None
-    layout: str | None
-    modules_to_not_convert: tuple[str, ...]
-
-    def summary(self) -> str:
-        """Return one phrase for messages, such as ``awq gemm, 4 bits, group size 128``."""
-        parts = [" ".join(filter(None, (self.method, self.layout)))]
-        if self.bits:
-            parts.append(f"{self.bits} bits")
-        if self.group_size:
-            parts.append(f"group size {self.group_size}")
-        return ", ".join(parts)
-
-    def require_readable(self) -> None:
-        """Raise if the weights are in a layout that awqbench cannot read.
-
-        Raises
-        ------
-        FormatError
-            Names the method.
-        """
-        if self.layout is None:
-            raise FormatError(
-                f"the folder is quantized by {self.method!r}, whose weights awqbench cannot read; "
-                "load it with the tool that made it."
-            )
+# Where tools put the section before, or beside, config.json.
+OLD_FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json")
 
 
 def detect_quantization(
@@ -57,7 +31,7 @@ def detect_quantization(
         config.json.
     tensors : dict of str to TensorInfo
     path : Path
-        The folder, for error texts.
+        The folder, for old configuration files beside config.json and for error texts.
 
     Returns
     -------
@@ -69,40 +43,64 @@ def detect_quantization(
     FormatError
         If the configuration is not an object, or names impossible values.
     """
-    section = config.get("quantization_config")
-    has_packed = any(name.endswith(".qweight") for name in tensors)
+    section = _section(config, path)
     if section is None:
-        if not has_packed:
-            return None
-        raise FormatError(
-            f"{path.name} holds packed weights (.qweight) and config.json has no "
-            "quantization_config: bits and layout are unknown."
-        )
-    if not isinstance(section, dict):
-        raise FormatError("config.json: quantization_config is not an object.")
-    method = str(section.get("quant_method", "unknown"))
-    skipped = section.get("modules_to_not_convert") or ()
-    if not isinstance(skipped, (list, tuple)):
-        raise FormatError(
-            f"config.json: quantization_config.modules_to_not_convert is {skipped!r}, not a list."
-        )
-    bits = section.get("bits", section.get("w_bit"))
-    group_size = section.get("group_size", section.get("q_group_size"))
-    for key, value in (("bits", bits), ("group_size", group_size)):
-        if value is not None and type(value) is not int:
-            raise FormatError(f"config.json: quantization_config.{key} is {value!r}, not a number.")
-    layout = None
+        chatglm = _chatglm(config, tensors)
+        return chatglm or foreign_by_tensors(tensors) or _refuse_unlabelled(tensors, path)
+    method = str(section.get("quant_method") or _method_of_old(section)).lower()
     if method == "awq":
-        version = str(section.get("version", section.get("format", "gemm"))).lower()
-        if version == "gemm":
-            layout = "gemm"
-            if bits is None or not 2 <= bits <= 8:
-                raise FormatError(f"config.json: awq with bits {bits!r}; it has 2 to 8.")
-    return Quantization(
-        method=method,
-        bits=bits,
-        group_size=group_size,
-        zero_point=section.get("zero_point"),
-        layout=layout,
-        modules_to_not_convert=tuple(str(name) for name in skipped),
+        return awq_section(section)
+    if method in ("gptq", "gptq_marlin", "marlin"):
+        return gptq_section(section)
+    if method in ("auto-round", "auto_round", "intel/auto-round"):
+        return autoround_section(section)
+    if method in ("compressed-tensors", "compressed_tensors"):
+        return compressed_section(section)
+    if method.startswith("bitsandbytes"):
+        return bitsandbytes(section, tensors)
+    return foreign(method[:80], bits=count(section, "bits"))
+
+
+def _section(config: dict, path: Path) -> dict | None:
+    text_config = config.get("text_config")
+    section = config.get("quantization_config")
+    if section is None and isinstance(text_config, dict):
+        section = text_config.get("quantization_config")
+    if section is None:
+        section = config.get("compression_config")
+    for name in OLD_FILES:
+        if section is None and (path / name).is_file():
+            section = read_json(path / name)
+    if section is not None and not isinstance(section, dict):
+        raise FormatError("config.json: quantization_config is not an object.")
+    return section
+
+
+def _method_of_old(section: dict) -> str:
+    """Files of before `quant_method`: AWQ's have w_bit, AutoGPTQ's desc_act or damp_percent."""
+    if "w_bit" in section or "q_group_size" in section:
+        return "awq"
+    if "desc_act" in section or "damp_percent" in section:
+        return "gptq"
+    return "unknown"
+
+
+def _refuse_unlabelled(tensors: dict[str, TensorInfo], path: Path) -> None:
+    if any(name.endswith((".qweight", ".weight_packed")) for name in tensors):
+        raise FormatError(
+            f"{path.name} holds packed weights (.qweight or .weight_packed) and config.json has no "
+            "quantization_config: bits and layout are unknown. Add the section, or the "
+            "quantize_config.json that came with the folder."
+        )
+
+
+def _chatglm(config: dict, tensors: dict[str, TensorInfo]) -> Quantization | None:
+    bits = count(config, "quantization_bit", where="")
+    is_packed = any(
+        info.dtype == "int8" and f"{name}_scale" in tensors
+        for name, info in tensors.items()
+        if name.endswith(".weight")
     )
+    if not bits or not is_packed:
+        return None  # quantization_bit without int8 weights: quantized when it is loaded
+    return checked(Quantization("chatglm", bits, -1, False, "chatglm"))

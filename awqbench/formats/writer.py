@@ -1,4 +1,4 @@
-"""Write a model folder shard by shard; readers see it whole or not at all.
+"""Write a model folder tensor by tensor; readers see it whole or not at all.
 
 Everything goes to a hidden folder beside the target, which is renamed at the end: a crash
 leaves the target as it was.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from awqbench.errors import OutputError
 from awqbench.formats.checkpoint import INDEX_FILE, SIDE_FILES, SINGLE_FILE, Checkpoint
+from awqbench.formats.shard import ShardWriter
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +68,7 @@ class CheckpointWriter:
         self.out = require_new_folder(out)
         self.partial = self.out.with_name(f".{self.out.name}.partial-{os.getpid()}")
         self.max_shard_bytes = max_shard_bytes
-        self._pending: dict[str, torch.Tensor] = {}
-        self._pending_bytes = 0
+        self._shard: ShardWriter | None = None
         self._shards: list[dict[str, int]] = []
 
     def __enter__(self) -> CheckpointWriter:
@@ -79,29 +79,30 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, *exc) -> None:
+        if self._shard is not None:
+            self._shard.abandon()
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take one tensor; a full shard goes to disk at once."""
+        """Write one tensor; it is not kept in memory."""
         nbytes = tensor.numel() * tensor.element_size()
-        if self._pending and self._pending_bytes + nbytes > self.max_shard_bytes:
-            self._flush()
-        self._pending[name] = tensor.contiguous()
-        self._pending_bytes += nbytes
-
-    def _flush(self) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
+        if self._shard is not None and self._shard.nbytes + nbytes > self.max_shard_bytes:
+            self._close_shard()
         try:
-            file = self.partial / f"shard-{len(self._shards):05d}"
-            save_file(self._pending, file, metadata={"format": "pt"})
-        except (OSError, SafetensorError) as error:
+            if self._shard is None:
+                self._shard = ShardWriter(self.partial / f"shard-{len(self._shards):05d}")
+            self._shard.add(name, tensor)
+        except OSError as error:
             raise OutputError(f"{self.out} cannot be written: {error}") from error
-        self._shards.append(
-            {name: t.numel() * t.element_size() for name, t in self._pending.items()}
-        )
-        self._pending, self._pending_bytes = {}, 0
+
+    def _close_shard(self) -> None:
+        try:
+            shard = self._shard or ShardWriter(self.partial / f"shard-{len(self._shards):05d}")
+            shard.close()
+        except OSError as error:
+            raise OutputError(f"{self.out} cannot be written: {error}") from error
+        self._shards.append(shard.sizes)
+        self._shard = None
 
     def finish(self, config: dict, *, side_files: Checkpoint | None = None, **texts: str) -> Path:
         """Write configuration and index, and make the folder visible.
@@ -120,8 +121,8 @@ class CheckpointWriter:
         Path
             The folder.
         """
-        if self._pending or not self._shards:
-            self._flush()
+        if self._shard is not None or not self._shards:
+            self._close_shard()
         self._name_shards()
         self._write("config.json", json.dumps(config, indent=2, sort_keys=False) + "\n")
         for name, text in texts.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from awqbench.errors import OverflowCastError
-from awqbench.formats import awq
+from awqbench.formats.layouts import write_linear
 from awqbench.quantize.fold_apply import fold_scales
 from awqbench.quantize.site import choose_site, measure, round_site
 from awqbench.quantize.table import alarms, curve_rows, linear_row
@@ -46,12 +46,12 @@ def quantize_block(
     Returns
     -------
     QuantizedBlock
-        In the AutoAWQ layout; what is not quantized keeps its dtype.
+        In the layout of the settings; what is not quantized keeps its dtype.
 
     Raises
     ------
     NonFiniteError, OverflowCastError, AlignmentError, FormatError
-        As `choose_site`, `round_site` and `awq.write_linear`.
+        As `choose_site`, `round_site` and `layouts.write_linear`.
     """
     import torch
 
@@ -83,12 +83,15 @@ def quantize_block(
             error = measure(original[f"{path}.weight"], effective, moments, settings)
             row = linear_row(site, path, choice, linear, error)
             result.rows.append(row | {"alarm": alarms(row, site, choice, moments)})
-            packed = awq.write_linear(linear.packed)
+            packed = write_linear(settings.layout, linear.packed)
             result.tensors.update({f"{path}.{part}": t for part, t in packed.items()})
             wide.pop(f"{path}.weight")
             bias = wide.pop(f"{path}.bias", None)
             if bias is not None:  # AutoAWQ stores it beside the scales, in their dtype
-                result.tensors[f"{path}.bias"] = stored(bias, torch.float16, f"{name}.{path}.bias")
+                dtype = tensors[f"{path}.bias"].dtype
+                if settings.layout.startswith("awq-"):
+                    dtype = torch.float16
+                result.tensors[f"{path}.bias"] = stored(bias, dtype, f"{name}.{path}.bias")
     for path, tensor in tensors.items():
         if path in wide:
             result.tensors[path] = stored(wide[path], tensor.dtype, f"{name}.{path}")

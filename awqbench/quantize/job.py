@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from awqbench.errors import FormatError
 from awqbench.formats import awq
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
+from awqbench.formats.convert import dense_linears
+from awqbench.formats.limits import check_layout, check_size
+from awqbench.formats.quantization import Scheme
+from awqbench.formats.section import awq_version, quantization_section
 from awqbench.formats.writer import CheckpointWriter, require_new_folder
 from awqbench.progress import progress_bar
 from awqbench.quantize.calibrate import calibrate, check_block_weights, checked_tokens
@@ -43,7 +46,7 @@ def quantize(
     resume: bool = True,
     **changes,
 ) -> dict:
-    """Quantize a model to a checkpoint in the AutoAWQ layout.
+    """Quantize a model to a checkpoint, in the AutoAWQ layout unless `layout` says another.
 
     Parameters
     ----------
@@ -56,7 +59,7 @@ def quantize(
     tokens : (n, seq) ndarray of int64, optional
         Calibration text; default 128 windows of 512 tokens of the standard library.
     settings : Settings, optional
-        The layout holds 4 bits with zero points and float16 scales.
+        The AutoAWQ layouts hold 4 bits with zero points and float16 scales.
     resume : bool
         Go on with an unfinished run of the same model, text and settings; False discards it.
     **changes
@@ -82,7 +85,7 @@ def quantize(
     ckpt = open_checkpoint(ckpt)
     ckpt.require_full_precision()
     settings = make_settings(settings, **changes)
-    _check_layout(settings)
+    check_layout(settings.layout, settings)
     out = require_new_folder(out)
     runner = BlockRunner(ckpt)
     _check_shapes(runner, settings)
@@ -117,21 +120,12 @@ def quantize(
     return record
 
 
-def _check_layout(settings: Settings) -> None:
-    if settings.bits != 4 or not settings.zero_point or settings.scale_dtype != "float16":
-        raise FormatError(
-            f"bits={settings.bits}, zero_point={settings.zero_point}, "
-            f"scale_dtype={settings.scale_dtype!r}: the AutoAWQ layout holds 4 bits with zero "
-            "points and float16 scales. search() and the notebooks evaluate other settings."
-        )
-
-
 def _check_shapes(runner: BlockRunner, settings: Settings) -> None:
     """Check every linear before hours are spent; Ks and Ns are in the model's skeleton."""
     for name, (out_features, in_features) in runner.linear_shapes().items():
         if settings.converts(name):
             settings.group_size_for(in_features, name=name)
-            awq.check_out_features(out_features, name=name)
+            check_size(settings.layout, out_features, in_features, name=name)
 
 
 def _identity(ckpt: Checkpoint, settings: Settings, text_digest: str) -> dict:
@@ -171,14 +165,31 @@ def _publish(
                 written.add(i)
                 for path, tensor in work.block_tensors(i).items():
                     writer.add(prefix_of[i] + path, tensor)
+        section = _section(ckpt, settings, runner)
+        text = json.dumps(record, indent=1) + "\n"
+        config = ckpt.config | {"quantization_config": section}
+        writer.finish(config, side_files=ckpt, **{RECORD: text})
+
+
+def _section(ckpt: Checkpoint, settings: Settings, runner: BlockRunner) -> dict:
+    if settings.layout.startswith("awq-"):  # as the user named them, for readers to look for
         section = awq.quantization_config(
             bits=settings.bits,
             group_size=settings.group_size,
             modules_to_not_convert=list(settings.modules_to_not_convert) or None,
         )
-        text = json.dumps(record, indent=1) + "\n"
-        config = ckpt.config | {"quantization_config": section}
-        writer.finish(config, side_files=ckpt, **{RECORD: text})
+        return section | {"version": awq_version(settings.layout)}
+    scheme = Scheme(settings.bits, settings.group_size, settings.zero_point)
+    shapes = runner.linear_shapes()
+    converted = [
+        name.removesuffix(".weight")
+        for i in range(runner.n_blocks)
+        for path, name in runner.stored_names(i).items()
+        if f"{runner.block_name(i)}.{path.removesuffix('.weight')}" in shapes
+        and settings.converts(f"{runner.block_name(i)}.{path}")
+    ]
+    dense = [name for name in dense_linears(ckpt, list(ckpt.tensors)) if name not in converted]
+    return quantization_section(settings.layout, dict.fromkeys(converted, scheme), dense)
 
 
 def _record(ckpt, settings, stats, work, runner, times) -> dict:

@@ -42,6 +42,8 @@ class Settings:
         What group scales are stored in.
     modules_to_not_convert : tuple of str
         Linears whose path holds one of these stay in full precision.
+    layout : str
+        How the weights lie on disk; plays no part in the search.
     """
 
     bits: int = 4
@@ -55,6 +57,7 @@ class Settings:
     on_nonfinite: str = "raise"
     scale_dtype: str = "float16"
     modules_to_not_convert: tuple[str, ...] = ()
+    layout: str = "awq-gemm"
 
     def __post_init__(self):
         check_settings(self.bits, -1, 1)

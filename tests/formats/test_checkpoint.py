@@ -280,7 +280,7 @@ def test_linears_are_packed_or_dense(tmp_path):
     assert (linear.codes == packed.codes).all() and (linear.scales == packed.scales).all()
     assert torch.equal(ckpt.linear("model.lm_head"), torch.ones(8, 16))
     assert ckpt.quantized_linears() == ["model.proj"]
-    assert ckpt.quantization.summary() == "awq gemm, 4 bits, group size 32"
+    assert ckpt.quantization.summary() == "awq-gemm, 4 bits, group size 32"
 
 
 def test_parts_of_a_linear_may_lie_in_different_shards(tmp_path):
@@ -307,7 +307,7 @@ def test_quantized_folder_is_refused_where_full_precision_is_needed(tmp_path):
     with pytest.raises(AlreadyQuantizedError) as caught:
         open_checkpoint(folder).require_full_precision()
     for words in (
-        "q is already quantized (awq gemm, 4 bits, group size 32)",
+        "q is already quantized (awq-gemm, 4 bits, group size 32)",
         "a second error",
         "original bf16 or fp16 folder",
         "load_quantized()",
@@ -329,9 +329,9 @@ def test_packed_weights_without_a_configuration(tmp_path):
         ({"bits": "4"}, "quantization_config.bits is '4', not a number"),
         ({"bits": True}, "bits is True"),
         ({"bits": 4.0}, "bits is 4.0"),
-        ({"bits": None}, "bits None; it has 2 to 8"),
-        ({"bits": 1}, "bits 1; it has 2 to 8"),
-        ({"bits": 2**70}, "it has 2 to 8"),
+        ({"bits": None}, "without the number of bits"),
+        ({"bits": 1}, "bits 1; it has 2, 3, 4, 5, 6, 7, 8"),
+        ({"bits": 2**70}, "out of range"),
         ({"group_size": "128"}, "group_size is '128', not a number"),
         ({"group_size": [32]}, "not a number"),
         ({"modules_to_not_convert": 3}, "modules_to_not_convert is 3, not a list"),
@@ -353,10 +353,11 @@ def test_quantization_config_that_is_no_object(tmp_path, section):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"quant_method": "gptq"}, "'gptq'"),
+        ({"quant_method": "gptq", "checkpoint_format": "bitblas"}, "'gptq'"),
+        ({"quant_method": "gptq", "bits": 5}, "'gptq'"),
         ({"quant_method": "foo"}, "'foo'"),
-        ({"quant_method": None}, "'None'"),
-        ({"version": "gemv"}, "'awq'"),
+        ({"quant_method": None}, "'unknown'"),
+        ({"version": "gemx"}, "'awq'"),
         ({"version": ["gemm"]}, "'awq'"),
     ],
 )
@@ -376,5 +377,5 @@ def test_older_keys_and_the_skipped_modules(tmp_path):
     section["modules_to_not_convert"] = ["lm_head"]
     (folder / "config.json").write_text(json.dumps({"quantization_config": section}))
     found = open_checkpoint(folder).quantization
-    assert (found.bits, found.group_size, found.layout) == (4, 32, "gemm")
+    assert (found.bits, found.group_size, found.layout) == (4, 32, "awq-gemm")
     assert found.modules_to_not_convert == ("lm_head",)

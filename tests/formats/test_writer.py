@@ -1,6 +1,7 @@
 """The writer publishes a whole folder, or nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,7 @@ def test_a_disk_that_fails_is_an_output_error(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(OutputError, match="out cannot be written"), CheckpointWriter(out) as writer:
         writer.add("a", torch.ones(3))
-        writer.partial.rmdir()  # as if the disk had gone
+        shutil.rmtree(writer.partial)  # as if the disk had gone
         writer.finish({})
     assert names_in(tmp_path) == []
 

@@ -186,7 +186,7 @@ def test_skipped_linears_stay_dense_and_the_model_right(folder, tmp_path):
 
 def test_a_quantized_folder_is_not_quantized_again(folder, stats, tmp_path):
     ab.quantize(folder, tmp_path / "out", stats=stats, group_size=32)
-    with pytest.raises(AlreadyQuantizedError, match="awq gemm, 4 bits, group size 32"):
+    with pytest.raises(AlreadyQuantizedError, match="awq-gemm, 4 bits, group size 32"):
         ab.quantize(tmp_path / "out", tmp_path / "twice", tokens=TOKENS)
     assert not (tmp_path / "twice").exists()
 
