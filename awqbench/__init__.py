@@ -33,6 +33,7 @@ _HOME = {
     "perplexity": "awqbench.inspect.evaluate",
     "compare": "awqbench.inspect.evaluate",
     "first_divergence": "awqbench.inspect.evaluate",
+    "explain": "awqbench.inspect.explain",
     "cast_figures": "awqbench.numerics",
     "machine_record": "awqbench.bench.machine",
 }
@@ -51,6 +52,11 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Let ``%load_ext awqbench`` add the magic ``%awqbench explain``."""
+    import_module("awqbench.magic").load_ipython_extension(shell)
 
 
 def __dir__() -> list[str]:

@@ -34,6 +34,7 @@ ORDER = [
     "bench",
     "plots",
     "widgets",
+    "magic",
     "awqbench",
     "report",
     "cli",
