@@ -28,6 +28,7 @@ _HOME = {
     "merge_stats": "awqbench.quantize.stats",
     "Settings": "awqbench.quantize.settings",
     "search": "awqbench.quantize.search",
+    "quantize_chatglm": "awqbench.quantize.chatglm",
     "fake_quantized": "awqbench.quantize.fake",
     "plant_outliers": "awqbench.quantize.plant",
     "perplexity": "awqbench.inspect.evaluate",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from awqbench.errors import DeviceError, FormatError
+from awqbench.devices import usable_device
+from awqbench.errors import FormatError
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
 from awqbench.formats.layouts import LAYOUTS
 from awqbench.gemm import require_backend
@@ -76,7 +77,7 @@ def load_quantized(
     TraceError
         If transformers does not know the architecture without remote code.
     DeviceError
-        If `device` is CUDA and there is none.
+        If torch cannot compute on `device`.
     BackendError
         If `backend` is not available.
     """
@@ -90,7 +91,7 @@ def load_quantized(
     ckpt = as_glm(ckpt) if is_chatglm(ckpt) else ckpt
     if backend != "auto":
         require_backend(backend)
-    device = _usable_device(device)
+    device = usable_device(device)
     dtype = _compute_dtype(ckpt, dtype, device)
     model = build_skeleton(ckpt, dtype=dtype)
     reader = WeightReader(ckpt, model, dtype=dtype, device=device)
@@ -112,16 +113,6 @@ def load_quantized(
     _check_leftovers(ckpt, model, reader, packed)
     _finish(ckpt, model)
     return model
-
-
-def _usable_device(device: str | torch.device) -> torch.device:
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            f"device {device} is asked for, and this torch sees no CUDA device; "
-            "use device='cpu', or install torch for CUDA."
-        )
-    return device
 
 
 def _compute_dtype(

@@ -13,6 +13,7 @@ import awqbench
 # `awqbench` is the public names, which reach every room before them.
 ORDER = [
     "errors",
+    "devices",
     "rooms",
     "progress",
     "numerics",

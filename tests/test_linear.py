@@ -182,7 +182,7 @@ def test_config_of_another_size(folder):
 
 def test_cuda_asked_for_and_absent(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match="cuda:0 is asked for.*device='cpu'"):
+    with pytest.raises(DeviceError, match="'cuda:0' is asked for.*device='cpu'"):
         load_quantized(LOCAL, device="cuda:0")
 
 

@@ -47,7 +47,8 @@ def quantize(
     seq_len: SeqLenOption = 512,
     group_size: Annotated[int, typer.Option(help="Input channels that share a scale.")] = 128,
     layout: Annotated[
-        str, typer.Option(help="awq-gemm, awq-gemv, gptq, gptq-v2 or compressed-tensors.")
+        str,
+        typer.Option(help="awq-gemm, awq-gemv, gptq, gptq-v2, compressed-tensors or chatglm."),
     ] = "awq-gemm",
     settings: Annotated[
         list[str] | None,
@@ -62,9 +63,11 @@ def quantize(
 
     ckpt = ab.open_checkpoint(model)
     ckpt.require_full_precision()
-    changes = {"group_size": group_size, "layout": layout} | _typed_settings(
-        parse_settings(settings or [])
-    )
+    given = parse_settings(settings or [])
+    if layout == "chatglm":
+        _quantize_chatglm(ckpt, out, given, as_json)
+        return
+    changes = {"group_size": group_size, "layout": layout} | _typed_settings(given)
     tokens = None
     if stats is None:
         tokens = ab.text_tokens(ckpt, text, n_samples=n_samples, seq_len=seq_len)
@@ -85,6 +88,25 @@ def quantize(
         f"{len(linears)} linears in {record['times']['total_s']:.0f} s; largest output error "
         f"{worst['output_error']:.2%} at {worst['block']}.{worst['linear']}"
     )
+    typer.echo(f"wrote {out}")
+
+
+def _quantize_chatglm(ckpt, out: Path, settings: dict[str, str], as_json: bool) -> None:
+    """ChatGLM's own rule needs no calibration, and has a width and a device to choose."""
+    import awqbench as ab
+    from awqbench.errors import ParameterError
+
+    unknown = settings.keys() - {"bits", "device"}
+    bits = settings.get("bits", "4")
+    if unknown or not bits.isdigit():
+        raise ParameterError(
+            f"the chatglm layout takes --set bits=4 or 8 and --set device=cpu, not {settings}."
+        )
+    record = ab.quantize_chatglm(ckpt, out, bits=int(bits), device=settings.get("device"))
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
+        return
+    typer.echo(f"{len(record['linears'])} linears to {bits} bits on {record['device']}")
     typer.echo(f"wrote {out}")
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from awqbench.devices import usable_device
 from awqbench.errors import (
     AlreadyQuantizedError,
-    DeviceError,
     FormatError,
     NonFiniteError,
     ParameterError,
@@ -141,7 +141,7 @@ def quantize_chatglm(
         raise ParameterError(f"bits is {bits!r}; ChatGLM's layout holds 4 or 8.")
     ckpt = open_checkpoint(ckpt)
     linears = _linears(ckpt, bits)
-    target = _usable_device("cpu" if device is None else device)
+    target = usable_device("cpu" if device is None else device)
     out = require_new_folder(out)
     rows = []
     with CheckpointWriter(out) as writer:
@@ -215,24 +215,6 @@ def _linears(ckpt: Checkpoint, bits: int) -> set[str]:
         _check_weight(info.shape, info.dtype, name=name)
         check_in_features(info.shape[1], bits, name=name.removesuffix(".weight"))
     return linears
-
-
-def _usable_device(device: str | torch.device) -> torch.device:
-    import torch
-
-    try:
-        target = torch.device(device)
-        torch.zeros(1, device=target).cpu()
-    # A torch built without CUDA raises AssertionError for it.
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
-        has_cuda = torch.cuda.is_available()
-        found = f"{torch.cuda.device_count()} CUDA devices" if has_cuda else "no CUDA device"
-        raise DeviceError(
-            f"device {str(device)!r} is asked for, and torch {torch.__version__} cannot compute "
-            f"there: it sees {found}. Leave device out or pass 'cpu', which gives the same "
-            "codes, or install torch for that device."
-        ) from error
-    return target
 
 
 def _row(packed: PackedWeight, weight: torch.Tensor) -> dict:
