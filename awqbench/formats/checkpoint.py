@@ -17,8 +17,14 @@ from awqbench.errors import AlreadyQuantizedError, FormatError
 from awqbench.formats.config_fields import read_json
 from awqbench.formats.detect import detect_quantization
 from awqbench.formats.foreign import foreign_by_files
-from awqbench.formats.headers import TensorInfo, read_header
-from awqbench.formats.layouts import LAYOUTS, packed_modules, packed_parts, read_linear
+from awqbench.formats.headers import TensorInfo, read_header, shown
+from awqbench.formats.layouts import (
+    LAYOUTS,
+    packed_modules,
+    packed_parts,
+    read_linear,
+    require_declared,
+)
 from awqbench.formats.quantization import Quantization
 from awqbench.packed import PackedWeight
 
@@ -40,6 +46,7 @@ SIDE_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+_DENSE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Bytes sampled of each tensor for the digest: enough to tell fine-tunes apart.
 _SAMPLE_BYTES = 4096
 
@@ -144,21 +151,31 @@ class Checkpoint:
         """
         if self.is_packed(name):
             return self._packed_linear(name)
-        if f"{name}.weight" in self.tensors:
+        weight = self.tensors.get(f"{name}.weight")
+        if weight is not None and weight.dtype in _DENSE_DTYPES:
             return self.read(f"{name}.weight")
         if self.quantization is not None:
             self.quantization.require_readable()
+        if weight is not None:
+            raise FormatError(f"tensor {name}.weight of {self.path.name} is {weight.dtype}.")
         raise FormatError(f"{self.path.name} has no linear {name}.")
 
     def _packed_linear(self, name: str) -> PackedWeight:
         layout = LAYOUTS[self.quantization.layout]
-        parts = {
-            part: self.read(f"{name}.{part}")
-            for part in packed_parts(layout)
-            if f"{name}.{part}" in self.tensors
-        }
         scheme = self.quantization.scheme(name)
-        return read_linear(layout, parts, bits=scheme.bits, group_size=scheme.group_size, name=name)
+        present = [p for p in packed_parts(layout) if f"{name}.{p}" in self.tensors]
+        try:
+            require_declared(self.quantization, scheme, present, name=name)
+            return read_linear(
+                layout,
+                {part: self.read(f"{name}.{part}") for part in present},
+                bits=scheme.bits,
+                group_size=scheme.group_size,
+                name=name,
+            )
+        except FormatError as error:
+            files = {self.tensors[f"{name}.{part}"].file.name for part in present}
+            raise FormatError(f"{', '.join(sorted(files))}: {error}") from error
 
     def is_packed(self, name: str) -> bool:
         """Tell whether a module has packed weights that can be read."""
@@ -241,10 +258,10 @@ def open_checkpoint(source: str | Path | Checkpoint = "tiny") -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     path = embedded_model() if str(source) == "tiny" else Path(source).expanduser()
-    found = foreign_by_files(path)
+    found = foreign_by_files(path) if os.path.exists(path) else None
     if found is not None:
         raise FormatError(f"{path.name} is not a folder of safetensors: {found.advice}")
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises for a name too long
         path = _download(str(source))
     config = read_json(path / "config.json")
     return Checkpoint(path=path, config=config, tensors=_read_tensors(path))
@@ -275,18 +292,28 @@ def _read_indexed(path: Path) -> dict[str, TensorInfo]:
     headers = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file or file in ("", ".", ".."):
-            raise FormatError(f"{INDEX_FILE} points outside the folder: {file!r}.")
-        if not os.path.isfile(path / file):  # Path.is_file raises for a name too long
+            raise FormatError(f"{INDEX_FILE} points outside the folder: {shown(file)}.")
+        if not is_file(path / file):
             raise FormatError(
-                f"{INDEX_FILE} names {file[:80]}, which is missing; the download is not complete."
+                f"{INDEX_FILE} names {shown(file)}, which is missing; the download is not complete."
             )
         headers[file] = read_header(path / file)
     tensors = {}
     for name, file in weight_map.items():
         if name not in headers[file]:
-            raise FormatError(f"{INDEX_FILE} says {name} is in {file}, which does not hold it.")
+            raise FormatError(
+                f"{INDEX_FILE} says {shown(name)} is in {shown(file)}, which does not hold it."
+            )
         tensors[name] = headers[file][name]
     return tensors
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file, whatever its name: Path.is_file raises for some."""
+    try:
+        return os.path.isfile(path)
+    except ValueError:  # a zero byte, a lone surrogate
+        return False
 
 
 def _download(source: str) -> Path:
@@ -299,6 +326,6 @@ def _download(source: str) -> Path:
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FormatError(
-            f"{source!r} is neither a folder here nor a model that the hub could give "
+            f"{shown(source)} is neither a folder here nor a model that the hub could give "
             f"({type(error).__name__}). Give a folder with config.json and safetensors."
         ) from error

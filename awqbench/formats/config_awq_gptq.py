@@ -60,6 +60,7 @@ def gptq_section(section: dict) -> Quantization:
             layout,
             skipped(section),
             tuple(_dynamic_rules(section, Scheme(bits or 4, group_size, zero_point))),
+            act_order=bool(section.get("desc_act", False)),
             variant="" if layout else str(kind)[:80],
             advice=f"checkpoint_format {str(kind)[:80]!r} is not GPTQ's own layout "
             "(gptq, gptq_v2); load it with GPTQModel, which can also save it as gptq.",

@@ -81,6 +81,8 @@ def read_json(path: Path) -> dict:
     FormatError
         If the file is missing, is not JSON, or holds something else than an object.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise FormatError(f"{path.name} cannot be read: it is no file.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

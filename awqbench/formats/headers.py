@@ -40,6 +40,12 @@ DTYPES = {
 }
 
 
+def shown(value: object) -> str:
+    """Return a stranger's value for an error text: short, and printable on any terminal."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 class TensorInfo(NamedTuple):
     """Where a tensor lies and what it is; `dtype` is torch's name, such as ``bfloat16``."""
 
@@ -79,6 +85,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         If the file is too short, the header is not what safetensors defines, or an
         offset points outside the file; names the file and the tensor.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise FormatError(f"{path.name}: cannot be read, for it is missing or no file.")
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
@@ -93,7 +101,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except OSError as error:
         raise FormatError(f"{path.name}: cannot be read ({error.strerror}).") from error
     try:
-        header = json.loads(raw.decode("utf-8"))
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path.name}: the header is not JSON ({error}).") from error
     if not isinstance(header, dict):
@@ -113,6 +121,13 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return {info.name: info for info in infos}
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return found
+
+
 def _tensor_info(path: Path, name: str, entry, data_start: int, data_bytes: int) -> TensorInfo:
     def refuse(reason: str) -> FormatError:
         return FormatError(f"{path.name}: tensor {name}: {reason}.")
@@ -123,16 +138,16 @@ def _tensor_info(path: Path, name: str, entry, data_start: int, data_bytes: int)
         )
 
     if not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
-        raise FormatError(f"{path.name}: {name[:80]!r} cannot be the name of a tensor.")
+        raise FormatError(f"{path.name}: {shown(name)} cannot be the name of a tensor.")
     if not isinstance(entry, dict):
         raise refuse("its header entry is not an object")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise refuse(f"dtype {str(dtype)[:80]!r} is not known")
+        raise refuse(f"dtype {shown(dtype)} is not known")
     if not are_counts(shape) or len(shape) > 32 or math.prod(n or 1 for n in shape) >= 2**62:
-        raise refuse(f"shape {str(shape)[:80]} is not a list of sizes")
+        raise refuse(f"shape {shown(shape)} is not a list of sizes")
     if not are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise refuse(f"data_offsets {str(offsets)[:80]} are not [start, stop]")
+        raise refuse(f"data_offsets {shown(offsets)} are not [start, stop]")
     itemsize, torch_name = DTYPES[dtype]
     needed = math.prod(shape) * itemsize
     if needed != offsets[1] - offsets[0]:

@@ -7,8 +7,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
-from awqbench.errors import ParameterError
+from awqbench.errors import FormatError, ParameterError
 from awqbench.formats.headers import TensorInfo
+from awqbench.formats.quantization import Quantization, Scheme
 from awqbench.packed import PackedWeight
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Layout(NamedTuple):
 
 
 _AWQ = ("qzeros", "scales")
+# Parts that no dense module has a tensor of the same name as.
+_ONLY_PACKED = ("qzeros", "weight_shape")
 LAYOUTS = {
     layout.name: layout
     for layout in (
@@ -126,12 +129,46 @@ def packed_parts(layout: Layout) -> tuple[str, ...]:
 
 
 def packed_modules(layout: Layout, tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """Return the module paths that have packed weights, in order of their names."""
+    """Return the module paths that have packed weights, in order of their names.
+
+    Raises
+    ------
+    FormatError
+        If a module has zero points, or a packed shape, and no packed weight.
+    """
     suffix = f".{layout.marker}"
-    names = [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
+    names = {name.removesuffix(suffix) for name in tensors if name.endswith(suffix)}
     if layout.name == "chatglm":  # a dense weight has the same name
-        names = [name for name in names if f"{name}.weight_scale" in tensors]
+        return sorted(name for name in names if tensors[f"{name}{suffix}"].dtype == "int8")
+    for name in tensors:
+        module, _, part = name.rpartition(".")
+        if part in _ONLY_PACKED and part in layout.parts and module not in names:
+            raise FormatError(f"{module}: tensor {module}{suffix} is missing; {name} is there.")
     return sorted(names)
+
+
+def require_declared(
+    quantization: Quantization, scheme: Scheme, present: list[str], *, name: str
+) -> None:
+    """Raise if a tensor is missing that only the configuration says must be there.
+
+    Without it the others decode to other numbers, and nothing would tell.
+
+    Raises
+    ------
+    FormatError
+        Names the tensor and the key of the configuration.
+    """
+    missing = None
+    if quantization.act_order and "g_idx" not in present:
+        missing = "g_idx", "desc_act is true"
+    if quantization.layout == "compressed-tensors" and scheme.zero_point:
+        if "weight_zero_point" not in present:
+            missing = "weight_zero_point", "symmetric is false"
+    if missing:
+        raise FormatError(
+            f"{name}: tensor {name}.{missing[0]} is missing, and by config.json {missing[1]}."
+        )
 
 
 def read_linear(

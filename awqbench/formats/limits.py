@@ -17,6 +17,7 @@ class Widths(Protocol):
     """The settings that a layout may be unable to hold."""
 
     bits: int
+    group_size: int
     zero_point: bool
     scale_dtype: str
 
@@ -42,6 +43,10 @@ def check_layout(layout: str, settings: Widths) -> None:
             f"bits={bits}, zero_point={zero_point}, scale_dtype={dtype!r}: the AutoAWQ layout "
             "holds 4 bits with zero points and float16 scales. For other settings choose "
             "layout='compressed-tensors' or 'gptq-v2'."
+        )
+    if layout == "awq-gemv" and not (settings.group_size in (32, 64) or settings.group_size >= 128):
+        raise FormatError(
+            f"group_size={settings.group_size}: the awq-gemv layout holds 32, 64, and 128 or more."
         )
     if bits not in LAYOUT_BITS[layout]:
         allowed = ", ".join(map(str, LAYOUT_BITS[layout]))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import regex
 
 from awqbench.errors import FormatError
+from awqbench.formats.headers import shown
 
-# A pattern comes from a stranger's config.json; one that backtracks for ever is an attack.
+# Patterns come from a stranger's config.json; some that backtrack for ever are an attack.
 _PATTERN_SECONDS = 0.25
 _MAX_PATTERN_CHARACTERS = 2000
 
@@ -34,6 +36,7 @@ class Quantization(NamedTuple):
     `layout` is None where awqbench recognises the method and cannot read its weights;
     `advice` then says what it is and what can be done. `variant` tells kinds of one method
     apart, such as ``nf4``. Modules that a rule of `rules` matches have their own scheme.
+    `act_order` says that input channels are in activation order, with their groups in g_idx.
     """
 
     method: str
@@ -45,6 +48,7 @@ class Quantization(NamedTuple):
     rules: tuple[Rule, ...] = ()
     variant: str = ""
     advice: str = ""
+    act_order: bool = False
 
     def summary(self) -> str:
         """Return one phrase for messages, such as ``awq-gemm, 4 bits, group size 128``."""
@@ -82,12 +86,13 @@ class Quantization(NamedTuple):
             If the configuration does not say how many bits the module has, or holds a
             pattern that is no regular expression or takes too long.
         """
+        deadline = time.monotonic() + _PATTERN_SECONDS
         for rule in self.rules:
-            if matches(rule.pattern, module):
+            if matches(rule.pattern, module, timeout_s=deadline - time.monotonic()):
                 if rule.scheme is None:
                     raise FormatError(
                         f"{module} has packed weights, and config.json says by "
-                        f"{rule.pattern!r} that it is not quantized."
+                        f"{shown(rule.pattern)} that it is not quantized."
                     )
                 return rule.scheme
         if self.bits is None:
@@ -95,20 +100,20 @@ class Quantization(NamedTuple):
         return Scheme(self.bits, self.group_size, self.zero_point)
 
 
-def matches(pattern: str, module: str) -> bool:
+def matches(pattern: str, module: str, *, timeout_s: float = _PATTERN_SECONDS) -> bool:
     """Tell whether a pattern of a configuration matches a module's name from its start.
 
     Raises
     ------
     FormatError
-        If it is no regular expression, or takes longer than a quarter of a second.
+        If it is no regular expression, or takes too long.
     """
-    shown = pattern[:80]
+    text = shown(pattern)
     if len(pattern) > _MAX_PATTERN_CHARACTERS:
-        raise FormatError(f"config.json: the pattern {shown!r}... is {len(pattern)} long.")
+        raise FormatError(f"config.json: the pattern {text} is {len(pattern)} long.")
     try:
-        return regex.match(pattern, module, timeout=_PATTERN_SECONDS) is not None
+        return regex.match(pattern, module, timeout=max(timeout_s, 0.001)) is not None
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
-        raise FormatError(f"config.json: {shown!r} is no regular expression: {error}") from error
+        raise FormatError(f"config.json: {text} is no regular expression: {error}") from error
     except TimeoutError as error:
-        raise FormatError(f"config.json: the pattern {shown!r} takes too long to match.") from error
+        raise FormatError(f"config.json: the pattern {text} takes too long to match.") from error
