@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 
-from awqbench.cli import convert, explain, quantizing, reports
+from awqbench.cli import convert, explain, quantizing, reports, tensor_parallel
 from awqbench.cli.app import USAGE, app
 from awqbench.errors import AwqbenchError
 
-__all__ = ["app", "convert", "explain", "main", "quantizing", "reports"]
+__all__ = ["app", "convert", "explain", "main", "quantizing", "reports", "tensor_parallel"]
 
 
 def main() -> None:

@@ -109,7 +109,8 @@ def candidate_scales(
     mean_abs : (K,) torch.Tensor
         Mean activation magnitudes; NaN marks a channel that must keep scale 1.
     magnitude : (K,) torch.Tensor
-        Mean relative weight magnitudes.
+        Mean relative weight magnitudes. A channel of zeros (padding) keeps scale 1: any scale
+        serves it, and the formula's huge one would shift the others when they are normalised.
     alpha : float
     source : (K,) ndarray of int or None
         See `normalise`.
@@ -124,6 +125,7 @@ def candidate_scales(
         floor = _RELATIVE_FLOOR * float(finite.max()) if finite.numel() else 0.0
         return values.clamp(min=floor if floor > 0 else 1.0).log()
 
+    mean_abs = mean_abs.where(magnitude > 0, float("nan"))
     return normalise(alpha * log_of(mean_abs) - (1 - alpha) * log_of(magnitude), source)
 
 

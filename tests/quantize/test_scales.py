@@ -112,3 +112,13 @@ def test_identity_wins_where_scaling_only_harms():
 def test_rows_are_sampled_evenly_with_both_ends():
     rows = sample_rows(torch.arange(100.0)[:, None], 4)
     assert rows[:, 0].tolist() == [0, 33, 66, 99]
+
+
+def test_padding_channels_keep_scale_one_and_move_no_other():
+    _, weight, moments = site()
+    alone = candidate_scales(moments.mean_abs(), weight_magnitude(weight, 32), 0.3, None)
+    padded = torch.cat([weight, torch.zeros(len(weight), 32)], dim=1)
+    mean_abs = torch.cat([moments.mean_abs(), moments.mean_abs()[:32]])
+    found = candidate_scales(mean_abs, weight_magnitude(padded, 32), 0.3, None)
+    assert torch.equal(found[K:], torch.ones(32))
+    torch.testing.assert_close(found[:K], alone)
