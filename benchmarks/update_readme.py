@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 ANSWERS = ROOT / "data" / "records" / "answers.json"
 SPEED = ROOT / "data" / "records" / "search_speed.jsonl"
+PEERS = ROOT / "data" / "records" / "peer_load.jsonl"
 
 
 def copy_answers(reports: Path) -> None:
@@ -67,9 +68,36 @@ def measured_table() -> str:
     )
 
 
+def layouts_table() -> str:
+    """Return README's table of layouts, with the distance to the tools that they belong to."""
+    from awqbench.formats.layouts import LAYOUTS
+
+    rows = [json.loads(line) for line in PEERS.read_text().splitlines()]
+    lines = ["| layout | whose | written | logits against its own tool |", "|---|---|---|---|"]
+    for layout in LAYOUTS.values():
+        cases = [row for row in rows if row["case"].rsplit("-g", 1)[0] == layout.name]
+        first = {row["case"]: row for row in reversed(cases)}  # the tool's exact path comes first
+        found = ""
+        if first:
+            tool = next(iter(first.values()))["path"].split(" in ")[0].split(" ")[0]
+            largest = max(row["largest_decoded"] for row in first.values())
+            std = next(iter(first.values()))["logits_std"]
+            found = (
+                f"{tool}: at most {largest:.2g} (std {std:.1f})" if largest else f"{tool}: equal"
+            )
+        written = "yes" if layout.is_written else "no"
+        lines.append(f"| `{layout.name}` | {layout.what} | {written} | {found} |")
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """Return README's text with its blocks written anew."""
-    for name, block in (("notebooks", notebooks_table()), ("measured", measured_table())):
+    blocks = {
+        "notebooks": notebooks_table(),
+        "layouts": layouts_table(),
+        "measured": measured_table(),
+    }
+    for name, block in blocks.items():
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
         content = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
         text, count = re.subn(pattern, lambda _, c=content: c, text, flags=re.DOTALL)
