@@ -15,7 +15,7 @@ import numpy as np
 from awqbench.errors import AlignmentError, FormatError
 from awqbench.formats.packing import (
     pack_awq,
-    unpack_awq,
+    unpack_awq_columns,
     unpack_stream,
     words_for,
 )
@@ -96,9 +96,9 @@ def read_linear(
     if group_size is not None and found != (in_features if whole_rows else group_size):
         raise FormatError(f"{name}: config says group_size {group_size}, tensors say {found}.")
     return PackedWeight(
-        codes=np.ascontiguousarray(_unpack(qweight.numpy(), bits, out_features).T),
+        codes=_unpack(qweight.numpy(), bits, out_features),
         scales=np.ascontiguousarray(scales.float().numpy().T),
-        zeros=np.ascontiguousarray(_unpack(qzeros.numpy(), bits, out_features).T),
+        zeros=_unpack(qzeros.numpy(), bits, out_features),
         bits=bits,
         group_size=found,
         zero_point=True,
@@ -191,4 +191,7 @@ def quantization_config(
 
 
 def _unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
-    return unpack_awq(words) if bits == 4 else unpack_stream(words, bits, count)
+    """Return (N, rows) codes."""
+    if bits == 4:
+        return unpack_awq_columns(words)
+    return np.ascontiguousarray(unpack_stream(words, bits, count).T)

@@ -11,6 +11,7 @@ from awqbench.formats.packing import (
     pack_awq,
     pack_stream,
     unpack_awq,
+    unpack_awq_columns,
     unpack_stream,
     words_for,
 )
@@ -124,3 +125,10 @@ def test_awq_word_by_word(values):
 def test_awq_needs_whole_words():
     with pytest.raises(ValueError):
         pack_awq(np.zeros((2, 12), np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (64, 8), (0, 2), (3, 0)])
+def test_columns_are_the_transpose(shape):
+    words = np.random.default_rng(0).integers(-(2**31), 2**31, shape).astype(np.int32)
+    found = unpack_awq_columns(words)
+    assert found.flags.c_contiguous and np.array_equal(found, unpack_awq(words).T)
