@@ -19,6 +19,7 @@ from awqbench.formats.packing import (
     unpack_stream,
     words_for,
 )
+from awqbench.formats.parts import SCALE_DTYPES, dtype_of, take_parts
 from awqbench.numerics import round_to
 from awqbench.packed import PackedWeight
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
 TENSORS = ("qweight", "qzeros", "scales")
-_SCALE_DTYPES = ("float16", "bfloat16", "float32")
 
 
 def read_linear(
@@ -59,21 +59,9 @@ def read_linear(
     FormatError
         If a tensor is missing, or has a shape or dtype that the layout cannot have.
     """
-    for part in TENSORS:
-        if part not in tensors:
-            raise FormatError(f"{name}: tensor {name}.{part} is missing.")
-    qweight, qzeros, scales = (tensors[part] for part in TENSORS)
-    scale_dtype = str(scales.dtype).removeprefix("torch.")
-    if scale_dtype not in _SCALE_DTYPES:
-        raise FormatError(f"{name}.scales is {scale_dtype}; expected one of {_SCALE_DTYPES}.")
-    for part, words in (("qweight", qweight), ("qzeros", qzeros)):
-        if str(words.dtype) != "torch.int32" or words.ndim != 2:
-            raise FormatError(
-                f"{name}.{part} is {words.dtype} of shape {tuple(words.shape)}; "
-                "expected int32 with 2 dimensions."
-            )
-    if scales.ndim != 2:
-        raise FormatError(f"{name}.scales has shape {tuple(scales.shape)}; expected (G, N).")
+    label = name or "linear"
+    dtypes = {"qweight": ("int32",), "qzeros": ("int32",), "scales": SCALE_DTYPES}
+    qweight, qzeros, scales = take_parts(tensors, dtypes, name=label)
     in_features, (n_groups, out_features) = qweight.shape[0], scales.shape
     if bits == 4 and out_features % 8:
         raise FormatError(
@@ -102,7 +90,7 @@ def read_linear(
         bits=bits,
         group_size=found,
         zero_point=True,
-        scale_dtype=scale_dtype,
+        scale_dtype=dtype_of(scales),
         name=name,
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from awqbench.errors import AlignmentError, FormatError
 from awqbench.formats.packing import pack_stream, unpack_stream
-from awqbench.formats.parts import SCALE_DTYPES, dtype_of, require_parts, wrong_part
+from awqbench.formats.parts import SCALE_DTYPES, dtype_of, take_parts, wrong_part
 from awqbench.numerics import round_to
 from awqbench.packed import PackedWeight
 
@@ -208,24 +208,6 @@ def _only_fit(width: int, used: int, in_features: int, where: str) -> int:
         f"{where}: {width} padded groups a row of in_features {in_features} fit "
         + (f"group sizes {fits}; give group_size." if fits else f"none of {_GROUP_SIZES}.")
     )
-
-
-def take_parts(
-    tensors: dict[str, torch.Tensor], dtypes: dict[str, tuple[str, ...]], *, name: str
-) -> list[torch.Tensor]:
-    """Return the named parts, each a matrix of a dtype that it may have.
-
-    Raises
-    ------
-    FormatError
-        If one is missing, has another dtype, or is not 2-dimensional.
-    """
-    require_parts(tensors, dtypes, name=name)
-    for part, allowed in dtypes.items():
-        if dtype_of(tensors[part]) not in allowed or tensors[part].ndim != 2:
-            expected = f"{' or '.join(allowed)} with 2 dimensions"
-            raise wrong_part(part, tensors[part], expected, name=name)
-    return [tensors[part].detach() for part in dtypes]
 
 
 def require_four_bits(bits: int, *, layout: str, name: str) -> None:

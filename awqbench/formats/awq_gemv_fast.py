@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from awqbench.errors import FormatError
-from awqbench.formats.awq_gemv import find_group_size, require_four_bits, take_parts
+from awqbench.formats.awq_gemv import find_group_size, require_four_bits
 from awqbench.formats.packing import AWQ_ORDER, unpack_stream
-from awqbench.formats.parts import SCALE_DTYPES, dtype_of, wrong_part
+from awqbench.formats.parts import SCALE_DTYPES, dtype_of, take_parts, wrong_part
 from awqbench.packed import PackedWeight
 
 if TYPE_CHECKING:

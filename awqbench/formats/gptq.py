@@ -24,6 +24,7 @@ from awqbench.formats.gptq_zeros import (
     unpack_zeros,
 )
 from awqbench.formats.packing import pack_stream, unpack_stream, words_for
+from awqbench.formats.parts import SCALE_DTYPES, dtype_of, take_part
 from awqbench.packed import PackedWeight, as_array
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 TENSORS = ("qweight", "qzeros", "scales")
 OPTIONAL = ("g_idx",)
 BITS = (2, 3, 4, 8)
-_SCALE_DTYPES = ("float16", "bfloat16", "float32")
 
 
 def read_linear(
@@ -79,12 +79,12 @@ def read_linear(
     label = name or "linear"
     _check_bits(bits, name=label)
     check_version(version)
-    qweight = _take(tensors, "qweight", dtypes=("int32",), ndim=2, name=label)
-    qzeros = _take(tensors, "qzeros", dtypes=("int32",), ndim=2, name=label)
-    scales = _take(tensors, "scales", dtypes=_SCALE_DTYPES, ndim=2, name=label)
+    qweight = take_part(tensors, "qweight", dtypes=("int32",), name=label)
+    qzeros = take_part(tensors, "qzeros", dtypes=("int32",), name=label)
+    scales = take_part(tensors, "scales", dtypes=SCALE_DTYPES, name=label)
     g_idx = None
     if tensors.get("g_idx") is not None:
-        g_idx = as_array(_take(tensors, "g_idx", dtypes=("int32",), ndim=1, name=label))
+        g_idx = as_array(take_part(tensors, "g_idx", dtypes=("int32",), ndim=1, name=label))
     n_groups, out_features = scales.shape
     _check_widths(qweight, qzeros, scales, bits=bits, name=label)
     in_features = _in_features(qweight.shape[0], g_idx, bits=bits, name=label)
@@ -101,7 +101,7 @@ def read_linear(
         bits=bits,
         group_size=group_size,
         zero_point=bool((zeros != 1 << (bits - 1)).any()),
-        scale_dtype=_dtype_name(scales),
+        scale_dtype=dtype_of(scales),
         g_idx=None if g_idx is None else g_idx.copy(),
         name=name,
     )
@@ -192,23 +192,6 @@ def quantization_config(
         "quant_method": "gptq",
         "sym": not zero_point,
     }
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _take(tensors, part: str, *, dtypes: tuple[str, ...], ndim: int, name: str) -> torch.Tensor:
-    if part not in tensors:
-        raise FormatError(f"{name}: tensor {name}.{part} is missing.")
-    tensor = tensors[part]
-    found = _dtype_name(tensor)
-    if found not in dtypes or tensor.ndim != ndim or 0 in tensor.shape:
-        raise FormatError(
-            f"{name}.{part} is {found} of shape {tuple(tensor.shape)}; expected "
-            f"{' or '.join(dtypes)} of {ndim} dimension{'s' * (ndim > 1)}, none of them empty."
-        )
-    return tensor
 
 
 def _check_bits(bits: int, *, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,7 @@ def dtype_of(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def require_parts(tensors: dict[str, torch.Tensor], parts: Iterable[str], *, name: str) -> None:
+def require_parts(tensors: Mapping[str, torch.Tensor], parts: Iterable[str], *, name: str) -> None:
     """Raise if a tensor of the linear is missing.
 
     Raises
@@ -41,6 +41,37 @@ def wrong_part(part: str, tensor: torch.Tensor, expected: str, *, name: str) -> 
     return FormatError(
         f"{name}.{part} is {dtype_of(tensor)} of shape {tuple(tensor.shape)}; expected {expected}."
     )
+
+
+def take_part(
+    tensors: Mapping[str, torch.Tensor],
+    part: str,
+    *,
+    dtypes: tuple[str, ...],
+    ndim: int = 2,
+    name: str,
+) -> torch.Tensor:
+    """Return a tensor of a linear after a look at its dtype and number of dimensions.
+
+    Raises
+    ------
+    FormatError
+        If it is missing, has another dtype or number of dimensions, or is empty.
+    """
+    require_parts(tensors, [part], name=name)
+    tensor = tensors[part].detach()
+    if dtype_of(tensor) not in dtypes or tensor.ndim != ndim or 0 in tensor.shape:
+        expected = f"{' or '.join(dtypes)} with {ndim} dimension{'s' * (ndim > 1)}, none empty"
+        raise wrong_part(part, tensor, expected, name=name)
+    return tensor
+
+
+def take_parts(
+    tensors: Mapping[str, torch.Tensor], dtypes: Mapping[str, tuple[str, ...]], *, name: str
+) -> list[torch.Tensor]:
+    """Return the named parts, each a matrix of a dtype that it may have; see `take_part`."""
+    require_parts(tensors, dtypes, name=name)
+    return [take_part(tensors, p, dtypes=allowed, name=name) for p, allowed in dtypes.items()]
 
 
 def group_size_of(in_features: int, n_groups: int, group_size: int | None, *, name: str) -> int:

@@ -160,7 +160,7 @@ def test_missing_tensor(part):
 def test_words_of_another_dtype(part, dtype):
     tensors = write_linear(small())
     tensors[part] = tensors[part].to(dtype)
-    with pytest.raises(FormatError, match=f"l.{part} is {dtype}"):
+    with pytest.raises(FormatError, match=f"l.{part} is {str(dtype)[6:]}"):
         read_linear(tensors, name="l")
 
 
