@@ -34,6 +34,7 @@ _HOME = {
     "perplexity": "awqbench.inspect.evaluate",
     "compare": "awqbench.inspect.evaluate",
     "first_divergence": "awqbench.inspect.evaluate",
+    "xray": "awqbench.inspect.xray",
     "plan_tensor_parallel": "awqbench.inspect.tensor_parallel",
     "pad_checkpoint": "awqbench.inspect.padding",
     "health": "awqbench.inspect.health",

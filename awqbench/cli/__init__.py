@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import sys
 
-from awqbench.cli import convert, explain, quantizing, reports, tensor_parallel
+# Each adds its commands to the application.
+from awqbench.cli import (  # noqa: F401
+    convert,
+    explain,
+    inspect,
+    quantizing,
+    reports,
+    tensor_parallel,
+)
 from awqbench.cli.app import USAGE, app
 from awqbench.errors import AwqbenchError
 
-__all__ = ["app", "convert", "explain", "main", "quantizing", "reports", "tensor_parallel"]
+__all__ = ["app", "main"]
 
 
 def main() -> None:
