@@ -167,7 +167,7 @@ def find_group_size(
         If none fits, several do, or the scales go on where padding should be.
     """
     width, where = scales.shape[1], f"{name}.scales"
-    columns = np.flatnonzero(scales.any(axis=0))
+    columns = np.flatnonzero((scales != 0).any(axis=0))  # NaN is not 0, and warns of nothing
     used = int(columns[-1]) + 1 if columns.size else 0
     if group_size is None:
         return _only_fit(width, used, in_features, where)
