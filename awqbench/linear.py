@@ -16,6 +16,7 @@ from awqbench.formats.layouts import LAYOUTS
 from awqbench.gemm import require_backend
 from awqbench.model_build import build_skeleton
 from awqbench.model_chatglm import as_glm, is_chatglm
+from awqbench.model_experts import name_in_model
 from awqbench.model_weights import WeightReader
 from awqbench.packed import PackedWeight
 from awqbench.quant_linear import QuantLinear
@@ -134,7 +135,8 @@ def _module_path(ckpt: Checkpoint, model: nn.Module, name: str) -> str:
     """Return the path in the model of a packed linear of the file."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     modules = dict(model.named_modules())
-    for path in (name, prefix + name, name.removeprefix(prefix)):
+    ours = name_in_model(name)
+    for path in (ours, prefix + ours, ours.removeprefix(prefix)):
         if isinstance(modules.get(path), nn.Linear):
             return path
     found = type(modules[name]).__name__ if name in modules else "nothing"

@@ -52,6 +52,8 @@ def build_skeleton(ckpt: Checkpoint, *, dtype: torch.dtype) -> torch.nn.Module:
     from torch.overrides import TorchFunctionMode
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+    from awqbench.model_experts import unfuse_experts
+
     class EmptyIsMeta(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             kwargs = dict(kwargs or {})
@@ -77,6 +79,7 @@ def build_skeleton(ckpt: Checkpoint, *, dtype: torch.dtype) -> torch.nn.Module:
         for leaf, param in module._parameters.items():
             if param is not None and not param.is_meta:
                 module._parameters[leaf] = torch.nn.Parameter(param.to("meta"), requires_grad=False)
+    unfuse_experts(model)
     model.tie_weights()
     return model.eval().requires_grad_(False)
 

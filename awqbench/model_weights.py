@@ -38,24 +38,30 @@ def renamed_tensors(ckpt: Checkpoint, model: torch.nn.Module) -> dict[str, str]:
 
     GPT-NeoX files, for one, have ``embed_out.weight`` where transformers 5 has lm_head.
     """
+    from awqbench.model_experts import name_in_model
+
+    changes = _renamings(model)
+    names = {}
+    for stored in ckpt.tensors:
+        name = name_in_model(stored)
+        for change in changes:
+            name = change.rename_source_key(name)[0]
+        if name != stored:
+            names[name] = stored
+    return names
+
+
+def _renamings(model: torch.nn.Module) -> list:
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
         from transformers.modeling_utils import PreTrainedModel
     except ImportError:  # transformers 4 names tensors as the files do
-        return {}
+        return []
     if not isinstance(model, PreTrainedModel):
-        return {}
+        return []
     changes = get_model_conversion_mapping(model, add_legacy=False)
-    names = {}
-    for stored in ckpt.tensors:
-        name = stored
-        for change in changes:
-            if isinstance(change, WeightRenaming):
-                name = change.rename_source_key(name)[0]
-        if name != stored:
-            names[name] = stored
-    return names
+    return [change for change in changes if isinstance(change, WeightRenaming)]
 
 
 class WeightReader:

@@ -23,6 +23,7 @@ ORDER = [
     "text",
     "gemm",
     "model_chatglm",
+    "model_experts",
     "model_build",
     "model_weights",
     "model_load",
