@@ -36,6 +36,7 @@ _HOME = {
     "first_divergence": "awqbench.inspect.evaluate",
     "xray": "awqbench.inspect.xray",
     "plan_tensor_parallel": "awqbench.inspect.tensor_parallel",
+    "plan_placement": "awqbench.inspect.placement.plan",
     "pad_checkpoint": "awqbench.inspect.padding",
     "health": "awqbench.inspect.health",
     "explain": "awqbench.inspect.explain",

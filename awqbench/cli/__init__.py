@@ -13,6 +13,7 @@ from awqbench.cli import (  # noqa: F401
     convert,
     explain,
     inspect,
+    plan,
     quantizing,
     reports,
     tensor_parallel,
