@@ -11,6 +11,7 @@ import sys
 # Each adds its commands to the application.
 from awqbench.cli import (  # noqa: F401
     convert,
+    doctor,
     explain,
     inspect,
     plan,

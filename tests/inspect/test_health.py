@@ -1,14 +1,23 @@
 """The health scan counts what a cast does, as the slow reference does."""
 
+import json
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from tiny_models import save_tiny_model
 
-from awqbench.errors import ParameterError
+from awqbench.errors import FormatError, ParameterError
 from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.inspect import health as room
-from awqbench.inspect.health import activation_health, cast_thresholds, health, tensor_health
+from awqbench.inspect.health import (
+    activation_health,
+    cast_thresholds,
+    health,
+    pieces,
+    tensor_health,
+)
 from awqbench.numerics import LIMITS, cast_figures, round_to
 from awqbench.quantize.fold import Site
 from awqbench.quantize.moments import Moments
@@ -61,7 +70,7 @@ def test_thresholds_are_where_rounding_changes(cast):
 def test_parts_add_up(monkeypatch):
     tensor = wide(torch.bfloat16, (50, 40))
     whole = tensor_health(tensor, group_size=16)
-    monkeypatch.setattr(room, "_ELEMENTS_AT_ONCE", 100)
+    monkeypatch.setattr(pieces, "BYTES_AT_ONCE", 200)
     assert tensor_health(tensor, group_size=16) == whole
 
 
@@ -159,3 +168,101 @@ def test_activations_that_are_all_lost_have_no_headroom(tmp_path):
     row = activation_health(saved_stats(tmp_path / "s", torch.full((3, 4), torch.nan))).iloc[0]
     assert row["nonfinite_tokens"] == row["tokens"] == 3
     assert np.isnan(row["absmax"]) and np.isnan(row["headroom_f16"])
+
+
+def write_file(folder, entries, data, pad=0):
+    """Write a folder of one file by hand; `pad` spaces in the header move the data."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    text = json.dumps(entries).encode() + b" " * pad
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        if isinstance(data, int):
+            file.truncate(8 + len(text) + data)
+        else:
+            file.write(data)
+    return open_checkpoint(folder)
+
+
+def entry(dtype, shape, stop):
+    return {"a.weight": {"dtype": dtype, "shape": list(shape), "data_offsets": [0, stop]}}
+
+
+@pytest.mark.parametrize("pad", [0, 1, 2, 3])
+def test_data_may_begin_at_any_byte(tmp_path, pad):
+    tensor = wide(torch.bfloat16, (40, 64))
+    data = tensor.view(torch.uint8).numpy().tobytes()
+    ckpt = write_file(tmp_path / "m", entry("BF16", (40, 64), len(data)), data, pad)
+    row = health(ckpt, group_size=16).iloc[0].to_dict()
+    expected = tensor_health(tensor, name="a.weight", group_size=16)
+    assert {key: row[key] for key in expected} == expected
+
+
+def test_windows_and_pieces_add_up(tmp_path, monkeypatch):
+    tensor = wide(torch.float16, (100, 64))
+    data = tensor.view(torch.uint8).numpy().tobytes()
+    ckpt = write_file(tmp_path / "m", entry("F16", (100, 64), len(data)), data)
+    whole = health(ckpt, group_size=16)
+    monkeypatch.setattr(pieces, "BYTES_AT_ONCE", 1024)
+    monkeypatch.setattr(pieces, "WINDOW_BYTES", 3000)
+    assert len(pieces.windows_of(ckpt.tensors["a.weight"], group_size=16)) > 4
+    assert health(ckpt, group_size=16).equals(whole)
+
+
+@pytest.mark.parametrize(("width", "group_size"), [(4096, 128), (4096 + 40, 128), (64, 7)])
+def test_pieces_cover_a_tensor_once_and_cut_no_group(monkeypatch, width, group_size):
+    monkeypatch.setattr(pieces, "BYTES_AT_ONCE", 2048)
+    found = list(pieces.pieces_of((19, width), itemsize=2, group_size=group_size))
+    assert [piece.start for piece in found] == [0, *(piece.stop for piece in found[:-1])]
+    assert found[-1].stop == 19 * width
+    assert all(piece.start % width % group_size == 0 for piece in found)
+
+
+def test_a_scan_holds_no_tensor(tmp_path):
+    nbytes = 1 << 27
+    ckpt = write_file(tmp_path / "m", entry("BF16", (16384, 4096), nbytes), nbytes)
+    tensor_health(torch.ones(2, 2))  # what is imported on the way
+    tracemalloc.start()
+    table = health(ckpt)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert table["groups"][0] == 16384 * 32
+    assert peak < nbytes / 4
+
+
+def test_a_file_that_became_shorter_is_named(tmp_path):
+    ckpt = write_file(tmp_path / "m", entry("BF16", (64, 64), 8192), 8192)
+    with (tmp_path / "m" / "model.safetensors").open("rb+") as file:
+        file.truncate(4000)
+    with pytest.raises(FormatError, match=r"model\.safetensors: a\.weight .*shorter"):
+        health(ckpt)
+
+
+def test_float8_is_looked_at_as_it_would_be_widened():
+    tensor = torch.tensor([[448.0, -0.5, 0.0, 2.0**-9]]).to(torch.float8_e4m3fn)
+    row = tensor_health(tensor, group_size=2)
+    assert (row["absmax"], row["smallest_nonzero"], row["dtype"]) == (
+        448.0,
+        2.0**-9,
+        "float8_e4m3fn",
+    )
+
+
+def test_channels_that_stand_out_are_counted():
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert tensor_health(weight)["outlier_channels"] == 0
+    weight[:, [5, 70]] *= 30
+    assert tensor_health(weight)["outlier_channels"] == 2
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_signs_of_groups_of_every_length(sign):
+    for length in (1, 2, 4, 8, 16, 64, 128):
+        ones = torch.full((6, length), 1.0 * sign).bfloat16()
+        ones[1, -1] = -sign  # found at the end of the group only
+        ones[2, -1] = 0.0
+        ones[3, -1] = -0.0
+        ones[4, -1] = torch.nan
+        ones[5, -1] = sign * torch.inf
+        expected = 2 if length > 1 else 3  # a lone number of the other sign has one sign too
+        assert tensor_health(ones, group_size=length)["one_signed_groups"] == expected

@@ -1,0 +1,7 @@
+"""Pre-flight of a model folder: one card that says whether it can be quantized here."""
+
+from awqbench.inspect.doctor.card import doctor
+from awqbench.inspect.doctor.findings import CARE, NO, NOTE, Finding
+from awqbench.inspect.doctor.report import DoctorReport
+
+__all__ = ["CARE", "NO", "NOTE", "DoctorReport", "Finding", "doctor"]
