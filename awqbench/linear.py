@@ -12,7 +12,7 @@ from torch import nn
 from awqbench.devices import usable_device
 from awqbench.errors import FormatError
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
-from awqbench.formats.layouts import LAYOUTS
+from awqbench.formats.layouts.table import LAYOUTS
 from awqbench.gemm import require_backend
 from awqbench.model_build import build_skeleton
 from awqbench.model_chatglm import as_glm, is_chatglm

@@ -27,7 +27,7 @@ def write_folder(folder: Path, n_linears: int) -> None:
     """Write linears of random codes through the package's own writer."""
     import torch
 
-    from awqbench.formats.awq import quantization_config
+    from awqbench.formats.layouts.awq import quantization_config
     from awqbench.formats.writer import CheckpointWriter
 
     rng = np.random.default_rng(0)

@@ -105,12 +105,12 @@ def test_the_reader_of_imports_sees_every_kind(tmp_path):
     source = tmp_path / "sample.py"
     source.write_text(
         "import awqbench.grid as g\nfrom awqbench import numerics\n"
-        "def f():\n    from awqbench.formats import awq\n"
+        "def f():\n    from awqbench.formats.layouts import awq\n"
         "    from awqbench.packed import PackedWeight\n    import cupy.cuda\n"
         "    import_module('awqbench.text')\n"
         "if TYPE_CHECKING:\n    from awqbench.model import BlockRunner\n"
     )
-    expected = {"grid", "numerics", "formats.awq", "packed", "text", "model"}
+    expected = {"grid", "numerics", "formats.layouts.awq", "packed", "text", "model"}
     assert imported_modules(source) == expected
     assert "cupy.cuda" in imported_names(source)
 

@@ -8,8 +8,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import awqbench as ab
-from awqbench.formats.awq import quantization_config, write_linear
 from awqbench.formats.checkpoint import open_checkpoint
+from awqbench.formats.layouts.awq import quantization_config, write_linear
 from awqbench.model_build import build_skeleton
 from awqbench.model_experts import Experts, name_in_model, unfuse_experts
 

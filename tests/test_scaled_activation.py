@@ -9,7 +9,7 @@ from tiny_models import VOCABULARY, save_tiny_model
 
 import awqbench as ab
 from awqbench.errors import FormatError
-from awqbench.formats.awq import quantization_config, write_linear
+from awqbench.formats.layouts.awq import quantization_config, write_linear
 
 # Architecture: the linear after the activation, and the activation in a file of AutoAWQ.
 MODELS = {

@@ -25,8 +25,8 @@ def inspect(
     with a second folder, if the two do not hold the same numbers.
     """
     from awqbench.errors import ParameterError
-    from awqbench.inspect.folder_diff import diff
-    from awqbench.inspect.xray import xray
+    from awqbench.inspect.folders.diff import diff
+    from awqbench.inspect.folders.xray import xray
 
     if other is not None and not scan:
         raise ParameterError("--no-scan reads no numbers, and comparing OTHER needs them.")

@@ -33,7 +33,7 @@ def tensor_parallel(
 
     Only the config and the headers are read. Exit status 1 if nothing that was asked fits.
     """
-    from awqbench.inspect.tensor_parallel import GROUP_SIZES, TP_SIZES, plan_tensor_parallel
+    from awqbench.inspect.parallel.plan import GROUP_SIZES, TP_SIZES, plan_tensor_parallel
 
     plan = plan_tensor_parallel(
         model, tp or TP_SIZES, group_size or GROUP_SIZES, None if engine == "all" else engine
@@ -74,7 +74,7 @@ def pad(
     It computes the same: this is checked for every MLP before the folder appears. Quantize
     the copy.
     """
-    from awqbench.inspect.padding import pad_checkpoint
+    from awqbench.inspect.parallel.padding import pad_checkpoint
 
     record = pad_checkpoint(model, out, tp_size=tp, group_size=group_size, engine=engine)
     if as_json:

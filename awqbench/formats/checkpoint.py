@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awqbench.errors import AlreadyQuantizedError, FormatError
-from awqbench.formats.config_fields import read_json
-from awqbench.formats.detect import detect_quantization
-from awqbench.formats.foreign import foreign_by_files
+from awqbench.formats.config.detect import detect_quantization
+from awqbench.formats.config.fields import read_json
+from awqbench.formats.config.foreign import foreign_by_files
+from awqbench.formats.config.quantization import Quantization
 from awqbench.formats.headers import TensorInfo, read_header, shown
-from awqbench.formats.layouts import (
+from awqbench.formats.layouts.table import (
     LAYOUTS,
     packed_modules,
     packed_parts,
     read_linear,
     require_declared,
 )
-from awqbench.formats.quantization import Quantization
 from awqbench.packed import PackedWeight
 
 if TYPE_CHECKING:

@@ -12,7 +12,9 @@ import numpy as np
 
 from awqbench.errors import FormatError
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
-from awqbench.formats.layouts import (
+from awqbench.formats.config.quantization import Scheme
+from awqbench.formats.config.section import quantization_section
+from awqbench.formats.layouts.table import (
     LAYOUTS,
     Layout,
     layout_named,
@@ -20,8 +22,6 @@ from awqbench.formats.layouts import (
     read_linear,
     write_linear,
 )
-from awqbench.formats.quantization import Scheme
-from awqbench.formats.section import quantization_section
 from awqbench.formats.writer import CheckpointWriter
 from awqbench.packed import PackedWeight
 from awqbench.progress import progress_bar

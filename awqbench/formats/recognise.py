@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from awqbench.formats.checkpoint import open_checkpoint
-from awqbench.formats.foreign import foreign_by_files
-from awqbench.formats.quantization import Quantization
+from awqbench.formats.config.foreign import foreign_by_files
+from awqbench.formats.config.quantization import Quantization
 
 
 def recognise(source: str | Path) -> Quantization | None:

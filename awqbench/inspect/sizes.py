@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
-from awqbench.formats.packing import words_for
+from awqbench.formats.layouts.packing import words_for
 
 if TYPE_CHECKING:
     import pandas as pd

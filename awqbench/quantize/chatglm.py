@@ -21,9 +21,9 @@ from awqbench.errors import (
     NonFiniteError,
     ParameterError,
 )
-from awqbench.formats.chatglm import BITS, check_in_features, write_linear
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
-from awqbench.formats.parts import SCALE_DTYPES, dtype_of
+from awqbench.formats.layouts.chatglm import BITS, check_in_features, write_linear
+from awqbench.formats.layouts.parts import SCALE_DTYPES, dtype_of
 from awqbench.formats.writer import CheckpointWriter, require_new_folder
 from awqbench.grid import check_settings
 from awqbench.numerics import limits_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from awqbench.errors import OverflowCastError
-from awqbench.formats.layouts import write_linear
+from awqbench.formats.layouts.table import write_linear
 from awqbench.quantize.fold_apply import fold_scales
 from awqbench.quantize.site import choose_site, measure, round_site
 from awqbench.quantize.table import alarms, curve_rows, linear_row

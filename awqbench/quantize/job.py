@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from awqbench.formats import awq
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
+from awqbench.formats.config.limits import check_layout, check_size
+from awqbench.formats.config.quantization import Scheme
+from awqbench.formats.config.section import awq_version, quantization_section
 from awqbench.formats.convert import dense_linears
-from awqbench.formats.limits import check_layout, check_size
-from awqbench.formats.quantization import Scheme
-from awqbench.formats.section import awq_version, quantization_section
+from awqbench.formats.layouts import awq
 from awqbench.formats.writer import CheckpointWriter, require_new_folder
 from awqbench.progress import progress_bar
 from awqbench.quantize.calibrate import calibrate, check_block_weights, checked_tokens
@@ -44,6 +45,7 @@ def quantize(
     tokens: np.ndarray | None = None,
     settings: Settings | None = None,
     resume: bool = True,
+    on_block: Callable[[int, int, list[dict]], None] | None = None,
     **changes,
 ) -> dict:
     """Quantize a model to a checkpoint, in the AutoAWQ layout unless `layout` says another.
@@ -62,6 +64,10 @@ def quantize(
         The AutoAWQ layouts hold 4 bits with zero points and float16 scales.
     resume : bool
         Go on with an unfinished run of the same model, text and settings; False discards it.
+    on_block : callable, optional
+        Called after each block, also of those finished before, with its index, the number of
+        blocks, and the rows of its linears. What it raises stops the run as Ctrl-C does:
+        finished blocks stay for a later run.
     **changes
         Fields of `Settings`, such as ``group_size=64``.
 
@@ -109,6 +115,8 @@ def quantize(
                 check_block_weights(tensors, runner.block_name(i))
                 done = quantize_block(tensors, stats.block(i), settings, name=runner.block_name(i))
                 work.save_block(i, done)
+            if on_block is not None:
+                on_block(i, runner.n_blocks, work.block_tables(i)["rows"])
         times = {
             "calibrate_s": searched - calibrated,
             "search_s": time.perf_counter() - searched,

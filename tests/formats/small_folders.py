@@ -11,7 +11,7 @@ import torch
 
 from awqbench.formats.checkpoint import INDEX_FILE, SINGLE_FILE
 from awqbench.formats.headers import DTYPES
-from awqbench.formats.layouts import write_linear
+from awqbench.formats.layouts.table import write_linear
 from awqbench.packed import PackedWeight
 
 TORCH_NAMES = {torch_name: name for name, (_, torch_name) in DTYPES.items()}

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from awqbench.errors import AlignmentError, FormatError
-from awqbench.formats.awq import quantization_config, read_linear, write_linear
-from awqbench.formats.packing import pack_awq
+from awqbench.formats.layouts.awq import quantization_config, read_linear, write_linear
+from awqbench.formats.layouts.packing import pack_awq
 from awqbench.packed import quantize_weight
 
 TESTS = Path(__file__).parents[1]

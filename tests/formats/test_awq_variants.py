@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from awqbench.errors import AlignmentError, FormatError
-from awqbench.formats import awq, awq_gemv, awq_gemv_fast, awq_marlin
+from awqbench.formats.layouts import awq, awq_gemv, awq_gemv_fast, awq_marlin
 from awqbench.packed import PackedWeight, quantize_weight
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from awqbench.errors import FormatError, NonFiniteError
-from awqbench.formats.chatglm import TENSORS, check_in_features, read_linear, write_linear
+from awqbench.formats.layouts.chatglm import TENSORS, check_in_features, read_linear, write_linear
 from awqbench.packed import PackedWeight
 
 TESTS = Path(__file__).parents[1]

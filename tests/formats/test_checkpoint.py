@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from awqbench.errors import AlreadyQuantizedError, FormatError
-from awqbench.formats.awq import write_linear
 from awqbench.formats.checkpoint import open_checkpoint
+from awqbench.formats.layouts.awq import write_linear
 from awqbench.packed import PackedWeight, quantize_weight
 
 INDEX = "model.safetensors.index.json"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from awqbench.errors import AlignmentError, FormatError, NonFiniteError
-from awqbench.formats.compressed_tensors import (
+from awqbench.formats.layouts.compressed_tensors import (
     OPTIONAL,
     TENSORS,
     quantization_config,

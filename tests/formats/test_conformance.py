@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from awqbench.formats.chatglm import write_linear as write_chatglm
 from awqbench.formats.headers import DTYPES
-from awqbench.formats.layouts import read_linear
+from awqbench.formats.layouts.chatglm import write_linear as write_chatglm
+from awqbench.formats.layouts.table import read_linear
 from awqbench.formats.recognise import recognise
 from awqbench.linear import load_quantized
 

@@ -11,10 +11,10 @@ from tiny_models import save_tiny_model
 
 import awqbench as ab
 from awqbench.errors import AlignmentError, FormatError, OutputError, ParameterError
+from awqbench.formats.config.quantization import Scheme
+from awqbench.formats.config.section import inside, quantization_section
 from awqbench.formats.convert import convert
-from awqbench.formats.layouts import LAYOUTS, write_linear
-from awqbench.formats.quantization import Scheme
-from awqbench.formats.section import inside, quantization_section
+from awqbench.formats.layouts.table import LAYOUTS, write_linear
 from awqbench.formats.writer import CheckpointWriter
 
 DATA = Path(__file__).resolve().parents[1] / "data"

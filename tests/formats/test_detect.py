@@ -7,9 +7,9 @@ import pytest
 
 from awqbench.errors import FormatError
 from awqbench.formats.checkpoint import open_checkpoint
-from awqbench.formats.detect import detect_quantization
+from awqbench.formats.config.detect import detect_quantization
+from awqbench.formats.config.quantization import Scheme
 from awqbench.formats.headers import TensorInfo
-from awqbench.formats.quantization import Scheme
 from awqbench.formats.recognise import recognise
 
 NOWHERE = Path("/nowhere")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from awqbench.errors import AlignmentError, FormatError, ParameterError
-from awqbench.formats.gptq import BITS, quantization_config, read_linear, write_linear
-from awqbench.formats.packing import unpack_stream
+from awqbench.formats.layouts.gptq import BITS, quantization_config, read_linear, write_linear
+from awqbench.formats.layouts.packing import unpack_stream
 from awqbench.packed import PackedWeight, quantize_weight
 
 TESTS = Path(__file__).parents[1]

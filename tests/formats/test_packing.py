@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from awqbench.formats.packing import (
+from awqbench.formats.layouts.packing import (
     AWQ_INVERSE,
     AWQ_ORDER,
     pack_awq,

@@ -12,11 +12,11 @@ from tiny_models import save_tiny_model
 from awqbench.errors import FormatError
 from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.formats.convert import convert
-from awqbench.formats.layouts import write_linear
+from awqbench.formats.layouts.table import write_linear
 from awqbench.formats.writer import CheckpointWriter
-from awqbench.inspect import weight_difference
-from awqbench.inspect.folder_diff import diff
-from awqbench.inspect.weight_difference import distance, linear_difference
+from awqbench.inspect.folders import weight_difference
+from awqbench.inspect.folders.diff import diff
+from awqbench.inspect.folders.weight_difference import distance, linear_difference
 from awqbench.packed import quantize_weight
 
 DATA = Path(__file__).resolve().parents[1] / "data"

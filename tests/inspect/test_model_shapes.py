@@ -2,9 +2,9 @@ import pytest
 
 from awqbench.errors import FormatError
 from awqbench.formats.checkpoint import open_checkpoint
-from awqbench.inspect.match_linears import find_linears, with_names_of
-from awqbench.inspect.model_shapes import language_config, model_shapes
-from awqbench.inspect.shape_types import ROW
+from awqbench.inspect.parallel.match_linears import find_linears, with_names_of
+from awqbench.inspect.parallel.model_shapes import language_config, model_shapes
+from awqbench.inspect.parallel.shape_types import ROW
 
 GQA = dict(
     hidden_size=64,

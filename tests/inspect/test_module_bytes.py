@@ -9,9 +9,9 @@ from safetensors import safe_open
 
 import awqbench as ab
 from awqbench.errors import AlreadyQuantizedError, FormatError, ParameterError
-from awqbench.formats.layouts import write_linear
-from awqbench.inspect.known_configs import KNOWN_CONFIGS
-from awqbench.inspect.model_shapes import model_shapes
+from awqbench.formats.layouts.table import write_linear
+from awqbench.inspect.parallel.known_configs import KNOWN_CONFIGS
+from awqbench.inspect.parallel.model_shapes import model_shapes
 from awqbench.inspect.placement.dense_sizes import dense_tensors
 from awqbench.inspect.placement.kv_cache import kv_cache_bytes, kv_layers
 from awqbench.inspect.placement.module_bytes import (

@@ -9,16 +9,16 @@ import awqbench as ab
 from awqbench.errors import AlignmentError, AlreadyQuantizedError, FormatError, ParameterError
 from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.formats.writer import CheckpointWriter
-from awqbench.inspect.model_shapes import model_shapes
-from awqbench.inspect.pad_channels import (
+from awqbench.inspect.parallel.model_shapes import model_shapes
+from awqbench.inspect.parallel.pad_channels import (
     count_zero_groups,
     pad_columns,
     pad_rows,
     place_channels,
 )
-from awqbench.inspect.padding import pad_checkpoint
-from awqbench.inspect.padding_plan import padding_plan
-from awqbench.inspect.tensor_parallel import plan_tensor_parallel
+from awqbench.inspect.parallel.padding import pad_checkpoint
+from awqbench.inspect.parallel.padding_plan import padding_plan
+from awqbench.inspect.parallel.plan import plan_tensor_parallel
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from awqbench.errors import AlignmentError, ParameterError
 from awqbench.gemm import gemm
-from awqbench.inspect.split import (
+from awqbench.inspect.parallel.split import (
     column_parallel,
     parallel_mlp,
     row_parallel,

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from awqbench.errors import CalibrationTextError, ParameterError
-from awqbench.formats.awq import write_linear
 from awqbench.formats.checkpoint import open_checkpoint
-from awqbench.formats.packing import pack_stream
+from awqbench.formats.layouts.awq import write_linear
+from awqbench.formats.layouts.packing import pack_stream
 from awqbench.inspect.claims import (
     describe_choice,
     loss_intervals,

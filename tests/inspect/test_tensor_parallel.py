@@ -4,9 +4,9 @@ import pytest
 
 from awqbench.errors import FormatError, ParameterError
 from awqbench.formats.checkpoint import open_checkpoint
-from awqbench.inspect.engine_rules import ENGINES
-from awqbench.inspect.known_configs import known_models_table
-from awqbench.inspect.tensor_parallel import (
+from awqbench.inspect.parallel.engine_rules import ENGINES
+from awqbench.inspect.parallel.known_configs import known_models_table
+from awqbench.inspect.parallel.plan import (
     plan_tensor_parallel,
     read_config,
     tensor_parallel_fit,

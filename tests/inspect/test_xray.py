@@ -14,17 +14,17 @@ from tiny_models import save_tiny_model
 
 from awqbench import cli
 from awqbench.errors import FormatError
-from awqbench.formats.awq import quantization_config
 from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.formats.convert import convert
-from awqbench.formats.layouts import write_linear
+from awqbench.formats.layouts.awq import quantization_config
+from awqbench.formats.layouts.table import write_linear
 from awqbench.formats.writer import CheckpointWriter
-from awqbench.inspect import packed_figures
-from awqbench.inspect.packed_figures import COLUMNS, code_figures, linear_figures
-from awqbench.inspect.rewrite import compare_layouts, rewrite
-from awqbench.inspect.tensor_kinds import KINDS, tensor_kind
-from awqbench.inspect.words import first_words
-from awqbench.inspect.xray import xray
+from awqbench.inspect.folders import packed_figures
+from awqbench.inspect.folders.packed_figures import COLUMNS, code_figures, linear_figures
+from awqbench.inspect.folders.rewrite import compare_layouts, rewrite
+from awqbench.inspect.folders.tensor_kinds import KINDS, tensor_kind
+from awqbench.inspect.folders.words import first_words
+from awqbench.inspect.folders.xray import xray
 from awqbench.packed import PackedWeight, quantize_weight
 
 DATA = Path(__file__).resolve().parents[1] / "data"

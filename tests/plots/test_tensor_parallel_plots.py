@@ -1,7 +1,7 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from awqbench.inspect.tensor_parallel import plan_tensor_parallel
+from awqbench.inspect.parallel.plan import plan_tensor_parallel
 from awqbench.plots.tensor_parallel import finding, plot_fits
 
 QWEN2_72B = dict(

@@ -74,7 +74,7 @@ def test_an_unknown_layout(model, stats, tmp_path):
 
 
 def test_sizes_that_a_layout_cannot_hold(tmp_path):
-    from awqbench.formats.limits import check_size
+    from awqbench.formats.config.limits import check_size
 
     check_size("compressed-tensors", 17, 33, name="proj")
     with pytest.raises(AlignmentError, match=r"proj: out_features is 20.*remainder 20.*pad by 12"):

@@ -18,8 +18,8 @@ from awqbench.errors import (
     OutputError,
     ParameterError,
 )
-from awqbench.formats.chatglm import read_linear, write_linear
 from awqbench.formats.checkpoint import open_checkpoint
+from awqbench.formats.layouts.chatglm import read_linear, write_linear
 from awqbench.quantize.chatglm import quantize_channels, quantize_chatglm
 
 TESTS = Path(__file__).parents[1]

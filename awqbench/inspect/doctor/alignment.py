@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from awqbench.errors import AlignmentError, FormatError
-from awqbench.formats.limits import check_size
+from awqbench.formats.config.limits import check_size
 from awqbench.inspect.doctor.findings import CARE, NO, NOTE, Finding, listed, roles
-from awqbench.inspect.engine_rules import ENGINES
-from awqbench.inspect.split_checks import CONFIG
-from awqbench.inspect.tensor_parallel import COLUMNS, plan_tensor_parallel
+from awqbench.inspect.parallel.engine_rules import ENGINES
+from awqbench.inspect.parallel.plan import COLUMNS, plan_tensor_parallel
+from awqbench.inspect.parallel.split_checks import CONFIG
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from awqbench.errors import AwqbenchError, ParameterError
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
-from awqbench.formats.foreign import foreign_by_files
+from awqbench.formats.config.foreign import foreign_by_files
 from awqbench.inspect.doctor.alignment import (
     alignment_findings,
     engine_limits,

@@ -13,7 +13,7 @@ from awqbench.inspect.doctor.versions import transformers_versions, version_find
 
 if TYPE_CHECKING:
     from awqbench.formats.checkpoint import Checkpoint
-    from awqbench.formats.quantization import Quantization
+    from awqbench.formats.config.quantization import Quantization
 
 
 def quantized_report(
@@ -93,6 +93,6 @@ def _facts(path: Path, ckpt: Checkpoint | None, found: Quantization) -> dict[str
 def _no_table():
     import pandas as pd
 
-    from awqbench.inspect.tensor_parallel import COLUMNS
+    from awqbench.inspect.parallel.plan import COLUMNS
 
     return pd.DataFrame(columns=list(COLUMNS))

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from awqbench.errors import FormatError
-from awqbench.inspect.model_shapes import language_config, model_shapes
+from awqbench.inspect.parallel.model_shapes import language_config, model_shapes
+from awqbench.inspect.parallel.shape_types import LinearShape, ModelShapes
 from awqbench.inspect.placement.packed_sizes import ITEM_BYTES, TensorSize
-from awqbench.inspect.shape_types import LinearShape, ModelShapes
 
 # Of these only the linears are known; a folder's headers say the rest.
 _HEADERS_ONLY = ("gpt_neox", "falcon", "opt", "phi", "starcoder2")

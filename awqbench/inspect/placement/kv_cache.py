@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from awqbench.errors import FormatError, ParameterError
-from awqbench.inspect.model_shapes import language_config, model_shapes
+from awqbench.inspect.parallel.model_shapes import language_config, model_shapes
 from awqbench.inspect.placement.dense_sizes import model_dtype, n_layers
 from awqbench.inspect.placement.packed_sizes import ITEM_BYTES
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from awqbench.errors import FormatError
 from awqbench.formats.checkpoint import Checkpoint
-from awqbench.formats.detect import detect_quantization
-from awqbench.formats.quantization import Quantization, matches
+from awqbench.formats.config.detect import detect_quantization
+from awqbench.formats.config.quantization import Quantization, matches
+from awqbench.inspect.parallel.plan import read_config
 from awqbench.inspect.placement.dense_sizes import dense_tensors, model_dtype
 from awqbench.inspect.placement.packed_sizes import (
     PackedForm,
     TensorSize,
     packed_tensors,
 )
-from awqbench.inspect.tensor_parallel import read_config
 from awqbench.quantize.settings import Settings
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import math
 from typing import NamedTuple
 
 from awqbench.errors import ParameterError
-from awqbench.formats.awq_gemv import padded_groups
 from awqbench.formats.headers import DTYPES
-from awqbench.formats.layouts import layout_named
-from awqbench.formats.packing import words_for
+from awqbench.formats.layouts.awq_gemv import padded_groups
+from awqbench.formats.layouts.packing import words_for
+from awqbench.formats.layouts.table import layout_named
 
 ITEM_BYTES = {torch_name: size for size, torch_name in DTYPES.values()}
 

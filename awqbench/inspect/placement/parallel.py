@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from awqbench.errors import AlignmentError, ParameterError
 from awqbench.formats.checkpoint import Checkpoint
-from awqbench.inspect.engine_rules import VOCAB_MULTIPLE, broken_rules
-from awqbench.inspect.model_shapes import model_shapes
+from awqbench.inspect.parallel.engine_rules import VOCAB_MULTIPLE, broken_rules
+from awqbench.inspect.parallel.model_shapes import model_shapes
+from awqbench.inspect.parallel.shape_types import COLUMN, REPLICATED, LinearShape, ModelShapes
 from awqbench.inspect.placement.assign import STRATEGIES
 from awqbench.inspect.placement.budgets import parse_budgets
 from awqbench.inspect.placement.kv_cache import kv_layers
 from awqbench.inspect.placement.module_bytes import ModelBytes, as_model
 from awqbench.inspect.placement.plan import RESERVE, plan_placement
-from awqbench.inspect.shape_types import COLUMN, REPLICATED, LinearShape, ModelShapes
 
 if TYPE_CHECKING:
     import pandas as pd

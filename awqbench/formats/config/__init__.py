@@ -1,0 +1,1 @@
+"""What configurations say about a quantized folder, read and written."""

@@ -1,0 +1,1 @@
+"""Tensor parallelism: shapes by config, engine rules, padding, simulated splits."""
