@@ -10,6 +10,7 @@ import sys
 
 # Each adds its commands to the application.
 from awqbench.cli import (  # noqa: F401
+    bench,
     convert,
     doctor,
     explain,
