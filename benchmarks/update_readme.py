@@ -1,4 +1,4 @@
-"""Write README's tables from records, between their markers.
+"""Write the tables of README.md and README.zh-CN.md from records, between their markers.
 
     awqbench report && python benchmarks/update_readme.py --reports reports
 
@@ -12,13 +12,64 @@ import argparse
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 ANSWERS = ROOT / "data" / "records" / "answers.json"
 SPEED = ROOT / "data" / "records" / "search_speed.jsonl"
 PEERS = ROOT / "data" / "records" / "peer_load.jsonl"
+# What the tables say around the records' own words, which stay as they are.
+WORDS = {
+    "en": {
+        "notebooks": "| notebook | question | answer on the embedded model |",
+        "layouts": "| layout | whose | written | logits against its own tool |",
+        "yes": "yes",
+        "no": "no",
+        "at most": "{tool}: at most {largest:.2g} (std {std:.1f})",
+        "equal": "{tool}: equal",
+        "speed": "Search from statistics against AutoAWQ's formulas, which run the modules again "
+        "for every candidate: {shape}, {tokens:,} tokens, {setting}, both in one run "
+        "(`benchmarks/search_speed.py`).",
+        "times": "times faster",
+        "machine": "{date}, {cpu}, {cores} cores, {read:.0f} GB/s read from memory in the same "
+        "run.",
+    },
+    "zh": {
+        "notebooks": "| 笔记本 | 问题 | 在内置模型上的答案（运行时的原文） |",
+        "layouts": "| 布局 | 来源 | 可写出 | 与其原生工具的 logits 之差 |",
+        "yes": "是",
+        "no": "否",
+        "at most": "{tool}：最大 {largest:.2g}（标准差 {std:.1f}）",
+        "equal": "{tool}：完全相同",
+        "speed": "用统计量搜索，对比 AutoAWQ 的公式（后者对每个候选值都要重新运行模块）：{shape}，"
+        "{tokens:,} 个 token，{setting}，两者在同一次运行中测得（`benchmarks/search_speed.py`）。",
+        "times": "加速倍数",
+        "machine": "{date}，{cpu}，{cores} 核，同一次运行中内存读取带宽 {read:.0f} GB/s。",
+        # By the English words: a question that changes is shown in English until translated.
+        "per setting": "每组设置",
+        "one setting, collection included": "一组设置，含收集统计量",
+        "12 settings, collection included": "12 组设置，含收集统计量",
+        "What does 4-bit quantization do to a model, layer by layer, and does the result still "
+        "run and write on this machine?": "4 位量化对模型逐层做了什么？结果在这台机器上还能运行、"
+        "还能写出文本吗？",
+        "GPTQ v1 (zero points minus one); vLLM where it is symmetric": "GPTQ v1（零点减一）；"
+        "对称时可用于 vLLM",
+        "GPTQModel's v2": "GPTQModel 的 v2",
+        "ChatGLM's QuantizedLinear": "ChatGLM 的 QuantizedLinear",
+        "Does quantizing through float16 overflow or underflow, and where?": "经过 float16 "
+        "的量化会上溢或下溢吗？发生在哪里？",
+        "How many bits and which group size, and does AWQ, clip or GPTQ help?": "该用几位、多大的"
+        "分组？AWQ、截断和 GPTQ 有帮助吗？",
+        "Over how many GPUs does a quantized model split, and what has to change before it is "
+        "quantized?": "量化后的模型能切分到几块 GPU 上？量化之前必须改什么？",
+        "Which module goes on which GPU, and how long a context is left room for?": "哪个模块放在"
+        "哪块 GPU 上？还能容纳多长的上下文？",
+        "What lies in a quantized folder, and does another layout hold the same numbers?": "量化"
+        "后的文件夹里有什么？换一种布局，数值是否相同？",
+    },
+}
 
 
 def copy_answers(reports: Path) -> None:
@@ -43,37 +94,39 @@ def copy_answers(reports: Path) -> None:
     )
 
 
-def notebooks_table() -> str:
+def notebooks_table(words: Mapping[str, str]) -> str:
     """Return README's table of notebooks."""
-    head = "| notebook | question | answer on the embedded model |\n|---|---|---|"
     rows = [
-        f"| [{row['notebook']}](notebooks/{row['notebook']}.ipynb) | {row['question']} "
-        f"| {row['answer']} |"
+        f"| [{row['notebook']}](notebooks/{row['notebook']}.ipynb) "
+        f"| {words.get(row['question'], row['question'])} | {row['answer']} |"
         for row in json.loads(ANSWERS.read_text())
     ]
-    return "\n".join([head, *rows])
+    return "\n".join([words["notebooks"], "|---|---|---|", *rows])
 
 
-def measured_table() -> str:
+def measured_table(words: Mapping[str, str]) -> str:
     """Return README's table of measured ratios, from the newest record."""
     record = json.loads(SPEED.read_text().splitlines()[-1])
     ratios, machine = record["ratios"], record["machine"]
-    rows = "\n".join(f"| {name} | {value:.0f} x |" for name, value in ratios.items())
-    return (
-        f"Search from statistics against AutoAWQ's formulas, which run the modules again for every "
-        f"candidate: {record['shape']}, {record['tokens']:,} tokens, {record['setting']}, both in "
-        f"one run (`benchmarks/search_speed.py`).\n\n| | times faster |\n|---|---|\n{rows}\n\n"
-        f"{record['finished'][:10]}, {machine['cpu']}, {machine['cores_usable']} cores, "
-        f"{record['read_bandwidth_gb_s']:.0f} GB/s read from memory in the same run."
+    rows = "\n".join(
+        f"| {words.get(name, name)} | {value:.0f} x |" for name, value in ratios.items()
     )
+    what = words["speed"].format_map(record)
+    where = words["machine"].format(
+        date=record["finished"][:10],
+        cpu=machine["cpu"],
+        cores=machine["cores_usable"],
+        read=record["read_bandwidth_gb_s"],
+    )
+    return f"{what}\n\n| | {words['times']} |\n|---|---|\n{rows}\n\n{where}"
 
 
-def layouts_table() -> str:
+def layouts_table(words: Mapping[str, str]) -> str:
     """Return README's table of layouts, with the distance to the tools that they belong to."""
-    from awqbench.formats.layouts import LAYOUTS
+    from awqbench.formats.layouts.table import LAYOUTS
 
     rows = [json.loads(line) for line in PEERS.read_text().splitlines()]
-    lines = ["| layout | whose | written | logits against its own tool |", "|---|---|---|---|"]
+    lines = [words["layouts"], "|---|---|---|---|"]
     for layout in LAYOUTS.values():
         cases = [row for row in rows if row["case"].rsplit("-g", 1)[0] == layout.name]
         first = {row["case"]: row for row in reversed(cases)}  # the tool's exact path comes first
@@ -82,27 +135,30 @@ def layouts_table() -> str:
             tool = next(iter(first.values()))["path"].split(" in ")[0].split(" ")[0]
             largest = max(row["largest_decoded"] for row in first.values())
             std = next(iter(first.values()))["logits_std"]
-            found = (
-                f"{tool}: at most {largest:.2g} (std {std:.1f})" if largest else f"{tool}: equal"
-            )
-        written = "yes" if layout.is_written else "no"
-        lines.append(f"| `{layout.name}` | {layout.what} | {written} | {found} |")
+            form = words["at most" if largest else "equal"]
+            found = form.format(tool=tool, largest=largest, std=std)
+        what = words.get(layout.what, layout.what)
+        written = words["yes" if layout.is_written else "no"]
+        lines.append(f"| `{layout.name}` | {what} | {written} | {found} |")
     return "\n".join(lines)
 
 
-def filled(text: str) -> str:
-    """Return README's text with its blocks written anew."""
+def filled(text: str, language: str = "en") -> str:
+    """Return README's text with its blocks written anew, in one of the languages of WORDS."""
+    words = WORDS[language]
     blocks = {
-        "notebooks": notebooks_table(),
-        "layouts": layouts_table(),
-        "measured": measured_table(),
+        "notebooks": notebooks_table(words),
+        "layouts": layouts_table(words),
+        "measured": measured_table(words),
     }
     for name, block in blocks.items():
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
         content = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
         text, count = re.subn(pattern, lambda _, c=content: c, text, flags=re.DOTALL)
         if count != 1:
-            raise SystemExit(f"README.md has {count} blocks named {name}, expected 1")
+            raise SystemExit(
+                f"{READMES[language].name} has {count} blocks named {name}, expected 1"
+            )
     return text
 
 
@@ -112,4 +168,5 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.reports:
         copy_answers(args.reports)
-    README.write_text(filled(README.read_text()))
+    for language, path in READMES.items():
+        path.write_text(filled(path.read_text(), language))

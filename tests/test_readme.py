@@ -11,11 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CHINESE = (ROOT / "README.zh-CN.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def shell_lines():
-    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+def shell_lines(text=README):
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -81,17 +83,36 @@ def test_code_runs_as_a_doctest(tmp_path, monkeypatch):
     assert failures == 0
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(([^)#]+)\)", README))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"\]\(([^)#]+)\)", README + CHINESE + CONTRIBUTING)))
+)
 def test_links_point_at_files(path):
     assert (ROOT / path).exists()
 
 
-def test_tables_are_the_records():
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`([\w./-]+/[\w./-]*)`", CONTRIBUTING))))
+def test_contributing_names_what_there_is(path):
+    assert (ROOT / path).exists()
+
+
+def test_chinese_has_the_same_parts_and_commands():
+    for part in (r"^(#+) ", r"<!-- .* -->", r"```\w*", r"!\[.*\]\((.*)\)"):
+        english, chinese = (re.findall(part, text, re.MULTILINE) for text in (README, CHINESE))
+        assert english == chinese, part
+    commands = ([shlex.split(x, comments=True) for x in shell_lines(t)] for t in (README, CHINESE))
+    assert next(commands) == next(commands)
+    blocks = (re.search(r"```python\n(.*?)```", t, re.DOTALL)[1] for t in (README, CHINESE))
+    english, chinese = (re.sub(r" +#.*", "", block) for block in blocks)
+    assert english == chinese
+
+
+@pytest.mark.parametrize(("language", "text"), [("en", README), ("zh", CHINESE)])
+def test_tables_are_the_records(language, text):
     path = ROOT / "benchmarks" / "update_readme.py"
     spec = importlib.util.spec_from_file_location("update_readme", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.filled(README) == README
+    assert module.filled(text, language) == text
 
 
 def test_every_notebook_has_its_line():

@@ -1,4 +1,4 @@
-"""Commands that run notebooks, and that describe this machine."""
+"""Commands that run, compare and open notebooks, and that describe this machine."""
 
 from __future__ import annotations
 
@@ -37,11 +37,23 @@ def report(
     timeout: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Limit for one cell; 0 for none.")
     ] = 1800.0,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="DIR1 DIR2", help="Run nothing; set two folders of reports side by side."
+        ),
+    ] = None,
 ) -> None:
     """Run notebooks into pages to read and share, with an index.
 
     What is up to date is not run again. See `awqbench notebooks params NAME` for what -p takes.
+    `--compare DIR1 DIR2` writes compare.html into the folder of `--out`.
     """
+    if compare is not None:
+        if model is not None or parameters or force:
+            raise typer.BadParameter("--compare runs nothing: leave out --model, -p and --force.")
+        _compare(compare, out, notebooks or [])
+        return
     from awqbench.errors import ParameterError
     from awqbench.report.parameters import parse_settings
     from awqbench.report.runner import run_report
@@ -67,6 +79,12 @@ def report(
         raise typer.Exit(FAILED)
 
 
+def _compare(folders: tuple[Path, Path], out: Path, names: list[str]) -> None:
+    from awqbench.report.compare import write_comparison
+
+    typer.echo(f"open {write_comparison(*folders, out, names)}")
+
+
 def _print_run(record: RunRecord, was_up_to_date: bool) -> None:
     from awqbench.report.facts import STATUS, duration
 
@@ -75,6 +93,32 @@ def _print_run(record: RunRecord, was_up_to_date: bool) -> None:
     why = f"  {record.ename}: {record.evalue.splitlines()[0] if record.evalue else ''}"
     failed = why if record.state != "ok" else ""
     typer.echo(f"{status.symbol} {record.notebook}: {status.word}, {took}{failed}")
+
+
+@app.command()
+def lab(
+    notebooks: NotebookNames = None,
+    out: Annotated[Path, typer.Option(help="Folder for the copies.")] = Path("awqbench-lab"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8888,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open a browser window.")
+    ] = True,
+) -> None:
+    """Open copies of the notebooks in JupyterLab; Ctrl-C stops it.
+
+    The originals stay as they are, and a copy that you edited is never overwritten. The server
+    listens on this machine only (127.0.0.1) and asks for a token, new at each start.
+    """
+    from awqbench.report.lab import copy_notebooks, run_lab
+
+    for copy in copy_notebooks(notebooks or [], out):
+        typer.echo(f"{copy.path}: {copy.what}")
+    status = run_lab(
+        out, port=port, open_browser=browser, on_ready=lambda url: typer.echo(f"open {url}")
+    )
+    typer.echo(f"JupyterLab has stopped; your copies are in {out}")
+    if status:
+        raise typer.Exit(FAILED)
 
 
 @notebooks_app.command("list")

@@ -1,12 +1,14 @@
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
-from awqbench.report.gallery import is_stale, read_cards, write_gallery
+from awqbench.report.gallery import is_stale, read_cards, shared_facts, write_gallery
 from awqbench.report.html import external_requests, images_without_alt
 from awqbench.report.keys import run_key
 from awqbench.report.notebooks import read_notebook
-from awqbench.report.record import RunRecord, write_record
+from awqbench.report.record import RunRecord, read_record, write_record
 from awqbench.report.results import RESULTS_SCHEMA
 
 ORIGIN = {"cpu": "CPU & Co", "cores_usable": 2, "ram_bytes": 2**34, "git_commit": "b" * 40}
@@ -37,10 +39,13 @@ def out(tmp_path, write_notebook):
         )
         write_record(folder, record)
     (root / "fine" / "figures" / "headline.png").write_bytes(b"\x89PNG")
+    (root / "fine" / "tables").mkdir()
+    (root / "fine" / "tables" / "rows.csv").write_text("a\n1\n")
     results = {
         "schema": RESULTS_SCHEMA,
-        "answer": "Error < 3 %.",
+        "answer": "Error < 3 %. At 4.25 bits it is less.",
         "figures": [{"name": "headline", "alt": "A line that falls."}],
+        "tables": [{"name": "rows", "rows": 1, "columns": ["a"]}, {"name": "lost"}],
     }
     (root / "fine" / "results.json").write_text(json.dumps(results))
     (root / "not_ours").mkdir()
@@ -75,6 +80,37 @@ def test_page_shows_answers_failures_and_where_they_come_from(out, notebooks):
     assert "CPU &amp; Co, 2 cores, 16 GiB" in page
     assert "bbbbbbbb" in page
     assert "1 ok" in page and "1 failed" in page and "1 out of date" in page
+
+
+def test_a_card_leads_with_one_sentence_and_links_what_there_is(out, notebooks):
+    card = next(card for card in read_cards(out, notebooks) if card.record.notebook == "fine")
+    assert (card.answer, card.more) == ("Error < 3 %.", "At 4.25 bits it is less.")
+    files = [("numbers", "fine/results.json"), ("rows.csv", "fine/tables/rows.csv")]
+    assert card.files == files
+    assert 'href="fine/tables/rows.csv"' in write_gallery(out, notebooks).read_text()
+
+
+def test_addresses_are_quoted(out):
+    (out / "fine").rename(out / "50 % #1")
+    page = write_gallery(out).read_text()
+    assert 'href="50%20%25%20%231/report.html"' in page
+
+
+def test_what_all_runs_share_is_said_once(out):
+    page = write_gallery(out).read_text()
+    assert page.count("CPU &amp; Co, 2 cores, 16 GiB") == 1
+    record = read_record(out / "old")
+    write_record(out / "old", replace(record, provenance={**ORIGIN, "cpu": "Other"}))
+    page = write_gallery(out).read_text()
+    assert page.count("CPU &amp; Co, 2 cores, 16 GiB") == 2
+    assert page.count("Other, 2 cores, 16 GiB") == 1
+
+
+def test_a_single_run_shows_its_own_origin(out):
+    for name in ("broken", "old"):
+        shutil.rmtree(out / name)
+    assert shared_facts(read_cards(out)) == []
+    assert "CPU &amp; Co, 2 cores, 16 GiB" in write_gallery(out).read_text()
 
 
 def test_page_is_self_contained_and_needs_no_script(out, notebooks):
