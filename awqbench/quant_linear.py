@@ -6,46 +6,72 @@ where a model is loaded.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import nn
 
 from awqbench.errors import DeviceError
-from awqbench.gemm import array_matmul, check_input, int4pack, require_backend, torch_
+from awqbench.gemm import (
+    array_matmul,
+    check_input,
+    choose_backend,
+    int4pack,
+    native,
+    require_backend,
+    torch_,
+)
 from awqbench.gemm.layout import TiledWeight, tile_weight, untile_weight
+from awqbench.gemm.native_layout import NativeSpec, NativeWeight, stream_weight, unstream_weight
 from awqbench.packed import PackedWeight
+
+# Held while buffers change to a stream: the first calls may come from several threads at once.
+# (Not one for each layer, which could not be copied or pickled then.)
+_CHANGING = threading.Lock()
+_BUFFERS = ("codes", "scales", "zeros", "sums", "groups", "order")
 
 
 class QuantLinear(nn.Module):
     """A linear layer whose weight stays packed.
 
     It holds the codes once, laid out for computing, and not the `PackedWeight` that it came
-    from (`to_packed` gives that back). With bfloat16 tokens on the CPU the codes change, on
-    first use, to the order of ATen's int4 operator; saving, moving or another dtype changes
-    them back, so that a state dict does not depend on the machine. Scales keep their own
-    dtype under ``.to(dtype)``.
+    from (`to_packed` gives that back). On the CPU they change, on first use, to the stream of
+    the native kernels, or where those cannot be built, with bfloat16 tokens, to the order of
+    ATen's int4 operator; saving, moving or a gradient changes them back, so that a state dict
+    does not depend on the machine. Scales keep their own dtype under ``.to(dtype)``.
 
     Parameters
     ----------
     packed : PackedWeight
         (N, K).
     bias : (N,) torch.Tensor, optional
-    backend : {"auto", "torch", "numpy", "numexpr"}
-        "auto" is torch.
+    backend : {"auto", "torch", "numpy", "numexpr", "native"}
+        "auto" is native on the CPU where it can be built, else torch; see `gemm`.
+    activations : {"int16", "float32", "int8"}, optional
+        What the native backend makes of tokens; see `gemm`.
     """
 
     def __init__(
-        self, packed: PackedWeight, bias: torch.Tensor | None = None, *, backend: str = "auto"
+        self,
+        packed: PackedWeight,
+        bias: torch.Tensor | None = None,
+        *,
+        backend: str = "auto",
+        activations: str | None = None,
     ) -> None:
         super().__init__()
         weight = torch_.to_tensors(tile_weight(packed))
         self.spec = weight.spec
         self.backend = backend
-        for name in ("codes", "scales", "zeros", "sums", "groups", "order"):
+        self.activations = activations
+        for name in _BUFFERS:
             self.register_buffer(name, getattr(weight, name))
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         # The rest of an Int4Weight while `codes` is in ATen's order.
         self._int4: tuple[torch.Tensor, int] | None = None
         self._may_int4 = True
+        # What the buffers hold while they are a stream: `codes` all of it, others nothing.
+        self._native: NativeSpec | None = None
 
     @property
     def in_features(self) -> int:
@@ -100,8 +126,13 @@ class QuantLinear(nn.Module):
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _matmul(self, x: torch.Tensor) -> torch.Tensor:
-        if self.backend in ("numpy", "numexpr"):
+        backend = choose_backend(x, self.backend, self.activations)
+        if backend == "native":
+            return self._by_native(x)
+        if backend in ("numpy", "numexpr"):
             return self._by_arrays(x)
+        if self._native is not None:
+            self._use_tiles()
         weight = self._weight()
         if self._int4 is None and self._may_int4 and int4pack.is_worthwhile(x, weight):
             int4 = int4pack.from_tiles(weight)
@@ -113,12 +144,27 @@ class QuantLinear(nn.Module):
         self._use_tiles()
         return torch_.matmul(x, self._weight())
 
-    def _by_arrays(self, x: torch.Tensor) -> torch.Tensor:
+    def _by_native(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_on_cpu(x, "native")
+        with _CHANGING:
+            if self._native is None:
+                self._use_stream()
+        activations = native.choose_activations(
+            self.activations,
+            str(x.dtype).removeprefix("torch."),
+            is_named=self.backend == "native",
+        )
+        return native.matmul_any(x, self._stream(), activations=activations)
+
+    def _check_on_cpu(self, x: torch.Tensor, backend: str) -> None:
         if x.device.type != "cpu":
             raise DeviceError(
                 f"{self.spec.name or 'QuantLinear'} is on {x.device}, and backend "
-                f"{self.backend!r} computes on the CPU; choose backend='torch'."
+                f"{backend!r} computes on the CPU; choose backend='torch'."
             )
+
+    def _by_arrays(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_on_cpu(x, self.backend)
         self._use_tiles()
         y = array_matmul(self.backend)(x.detach().float().numpy(), torch_.to_arrays(self._weight()))
         return torch.from_numpy(y).to(x.dtype)
@@ -128,14 +174,39 @@ class QuantLinear(nn.Module):
             self.spec, self.codes, self.scales, self.zeros, self.sums, self.groups, self.order
         )
 
+    def _stream(self) -> NativeWeight:
+        return NativeWeight(self._native, self.codes, self.groups, self.order)
+
+    def _use_stream(self) -> None:
+        """Lay the weight out for the native kernels, in place of the tiles."""
+        native.library()  # raises before anything is changed
+        weight = stream_weight(self.to_packed())
+        self._set(
+            codes=torch.from_numpy(weight.stream),
+            groups=torch.from_numpy(weight.groups),
+            order=None if weight.order is None else torch.from_numpy(weight.order),
+            **{name: getattr(self, name).new_empty(0) for name in ("scales", "zeros", "sums")},
+        )
+        self._native = weight.spec
+
+    def _set(self, **buffers: torch.Tensor | None) -> None:
+        for name, value in buffers.items():
+            setattr(self, name, value)
+
     def _use_tiles(self) -> None:
-        """Take the codes back from ATen's order, if they are in it."""
+        """Take the weight back from the stream or from ATen's order, if it is in one."""
+        if self._native is not None:
+            weight = torch_.to_tensors(tile_weight(unstream_weight(_arrays(self._stream()))))
+            self._native = None
+            self._set(**{name: getattr(weight, name) for name in _BUFFERS})
         if self._int4 is not None:
             int4 = int4pack.Int4Weight(self.codes, *self._int4)
             self.codes, self._int4 = int4pack.to_tiles(self._weight(), int4).codes, None
 
     def to_packed(self) -> PackedWeight:
         """Return the weight as a `PackedWeight`, equal to the one it was made from."""
+        if self._native is not None:
+            return unstream_weight(_arrays(self._stream()))
         self._use_tiles()
         return untile_weight(torch_.to_arrays(self._weight()))
 
@@ -173,3 +244,8 @@ class QuantLinear(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         self._use_tiles()
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def _arrays(weight: NativeWeight) -> NativeWeight:
+    order = None if weight.order is None else weight.order.numpy()
+    return weight._replace(stream=weight.stream.numpy(), groups=weight.groups.numpy(), order=order)

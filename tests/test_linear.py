@@ -223,7 +223,7 @@ def test_backend_can_be_chosen(linear):
         linear.backend = backend
         torch.testing.assert_close(linear(x), expected, rtol=1e-5, atol=1e-4)
     with pytest.raises(BackendError, match="not available"):
-        linear.backend = "native"
+        linear.backend = "cuda"
     with pytest.raises(ParameterError, match="no backend"):
         linear.backend = "best"
     assert "bits=4, group_size=64" in repr(linear) and "backend='torch'" in repr(linear)
@@ -262,3 +262,15 @@ def test_holds_the_packed_weight_once(linear, dtype):
     held = sum(tensor.nbytes for tensor in tensors)
     # 4 bits a code; 5 bytes for each group of 64, and 4 more for ATen's operator.
     assert held <= (0.5 + 9 / 64) * 128 * 256 + 8 * 4
+
+
+def test_the_head_gets_a_tensor_of_its_own_strides():
+    model = load_quantized(LOCAL, dtype="bfloat16")
+    seen = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        whole = model(torch.arange(9)[None]).logits[:, -1:]
+        last = model(torch.arange(9)[None], logits_to_keep=1).logits
+    assert torch.equal(last, whole)
+    hidden = seen[-1].shape[-1]
+    assert seen[-1].stride() == (hidden, hidden, 1)

@@ -3,11 +3,21 @@
 import numpy as np
 import torch
 
-from awqbench.gemm import gemm, layout
+from awqbench.gemm import available_backends, gemm, layout
 from awqbench.numerics import round_to
 from awqbench.packed import PackedWeight, quantize_weight
 
-BACKENDS = ("numpy", "numexpr", "torch")
+# "native" makes int16 of tokens, "native float32" does not.
+NATIVE = ("native", "native float32") if not available_backends()["native"] else ()
+BACKENDS = ("numpy", "numexpr", "torch", *NATIVE)
+
+
+def accuracy(backend):
+    """Relative Frobenius error to float64 that a backend promises, on these small cases.
+
+    (int16: 1e-4 on average where one token in 128 is large; a few rows may lie above it.)
+    """
+    return 1.5e-4 if backend == "native" else 1e-6
 
 
 def random_packed(
@@ -101,6 +111,8 @@ def tokens_for(packed, m, *, kind="normal"):
 
 def run(x, packed, backend):
     """As an array, or through a tensor for the torch backend."""
+    if backend == "native float32":
+        return gemm(x, packed, "native", activations="float32")
     if backend == "torch":
         return gemm(torch.from_numpy(x), packed, backend).numpy()
     return gemm(x, packed, backend)

@@ -10,6 +10,7 @@ import torch
 from gemm_cases import (
     BACKENDS,
     CASES,
+    accuracy,
     act_order,
     random_packed,
     relative_error,
@@ -39,9 +40,11 @@ def test_agrees_with_definition_and_float64(packed, backend):
             y = run(x, packed, backend)
             assert y.shape == (m, packed.out_features) and y.dtype == np.float32
             exact = x.astype(np.float64) @ weight.astype(np.float64).T
-            assert relative_error(y, exact) <= 1e-6, (m, kind)
+            limit = accuracy(backend)
+            assert relative_error(y, exact) <= limit, (m, kind)
             # The definition in float32 has a rounding error of its own.
-            assert relative_error(y, (x @ weight.T).astype(np.float64)) <= 2e-6, (m, kind)
+            by_definition = (x @ weight.T).astype(np.float64)
+            assert relative_error(y, by_definition) <= limit + 1e-6, (m, kind)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -71,8 +74,9 @@ def test_strides_and_dimensions(backend):
     wide[:, ::2] = x
     for view in (wide[:, ::2], np.asfortranarray(x)):
         np.testing.assert_array_equal(run(view, packed, backend), expected)
-    reversed_rows = gemm(x[::-1], packed, backend)
-    assert relative_error(reversed_rows, expected[::-1].astype(np.float64)) < 1e-6
+    reversed_rows = gemm(x[::-1], packed, backend.split()[0])
+    expected_rows = expected[::-1].astype(np.float64)
+    assert relative_error(reversed_rows, expected_rows) <= accuracy(backend.split()[0])
     assert run(x.reshape(3, 4, -1), packed, backend).shape == (3, 4, 40)
     assert run(x[0], packed, backend).shape == (40,)
     assert run(x.reshape(3, 4, -1)[:0], packed, backend).shape == (0, 4, 40)
@@ -83,8 +87,10 @@ def test_strides_and_dimensions(backend):
 def test_keeps_kind_and_dtype(backend, dtype):
     packed = CASES["plain"]()
     x = tokens_for(packed, 3).astype(dtype)
-    assert gemm(x, packed, backend).dtype == x.dtype
-    y = gemm(torch.from_numpy(x), packed, backend)
+    backend, _, activations = backend.partition(" ")
+    settings = {"activations": activations} if activations else {}
+    assert gemm(x, packed, backend, **settings).dtype == x.dtype
+    y = gemm(torch.from_numpy(x), packed, backend, **settings)
     assert isinstance(y, torch.Tensor) and y.dtype == torch.from_numpy(x).dtype
 
 
@@ -105,7 +111,7 @@ def test_any_shape(data):
     size = np.linalg.norm(np.abs(x).astype(np.float64) @ reach.T)
     for backend in BACKENDS:
         error = np.linalg.norm(run(x, packed, backend) - exact)
-        assert error <= 1e-6 * max(size, 1e-30), backend
+        assert error <= accuracy(backend) * max(size, 1e-30), backend
 
 
 def test_layout_round_trip(packed):
@@ -130,7 +136,7 @@ def test_inputs_are_not_changed(backend):
     before = packed.codes.copy(), packed.scales.copy(), packed.zeros.copy()
     x = tokens_for(packed, 3)
     kept = x.copy()
-    gemm(x, packed, backend)
+    run(x, packed, backend)
     np.testing.assert_array_equal(x, kept)
     for array, copy in zip((packed.codes, packed.scales, packed.zeros), before, strict=True):
         np.testing.assert_array_equal(array, copy)
@@ -150,9 +156,9 @@ def test_forms_live_as_long_as_the_weight():
 def test_numpy_memory_stays_far_below_dense(m):
     packed = random_packed(2048, 2048, 128)
     x = tokens_for(packed, m)
-    gemm(x, packed)  # lays the codes out
+    gemm(x, packed, "numpy")  # lays the codes out
     tracemalloc.start()
-    gemm(x, packed)
+    gemm(x, packed, "numpy")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     dense_bytes = 4 * 2048 * 2048
@@ -178,10 +184,10 @@ def test_no_dimension():
 def test_backends_say_why_they_are_absent():
     reasons = available_backends()
     assert list(reasons) == ["numpy", "numexpr", "torch", "native", "cuda"]
-    assert reasons["numpy"] == "" and reasons["native"]
+    assert reasons["numpy"] == "" and reasons["cuda"]
     assert "cupy" not in sys.modules
     x = np.ones((1, 256), np.float32)
-    with pytest.raises(BackendError, match="not built in this version.*Available: numpy"):
-        gemm(x, CASES["plain"](), "native")
+    with pytest.raises(BackendError, match="'cuda' is not available.*Available: numpy"):
+        gemm(x, CASES["plain"](), "cuda")
     with pytest.raises(ParameterError, match="no backend 'fast'"):
         gemm(x, CASES["plain"](), "fast")

@@ -16,7 +16,7 @@ from awqbench.inspect.health.patterns import Patterns
 # Rows looked at for the largest weight of each input channel: one in so many. A channel that
 # stands out does so in every row.
 ROWS_PER_SAMPLE = 8
-_NOTHING = np.iinfo(np.int64).max
+NOTHING = np.iinfo(np.int64).max
 _ELEMENT_COUNTS = ("nonzero", "nonfinite", "overflow", "flushed", "subnormal")
 # Zeros and numbers that flush are few: the least of so many numbers says where none is.
 _STRIP = 2048
@@ -41,13 +41,13 @@ class Figures(NamedTuple):
     """
 
     absmax: int = 0
-    smallest: int = _NOTHING
+    smallest: int = NOTHING
     nonzero: int = 0
     nonfinite: int = 0
     overflow: int = 0
     flushed: int = 0
     subnormal: int = 0
-    smallest_group: int = _NOTHING
+    smallest_group: int = NOTHING
     groups: int = 0
     vanished: int = 0
     one_signed: int = 0
@@ -103,7 +103,7 @@ class Tally:
         self._patterns, self._group_size = patterns, group_size
         self._scratch = scratch or Scratch()
         self._counts = dict.fromkeys(_ELEMENT_COUNTS, 0)
-        self._absmax, self._smallest = 0, _NOTHING
+        self._absmax, self._smallest = 0, NOTHING
         self._largest: list[np.ndarray] = []
         self._one_signed = 0
         self._channels: np.ndarray | None = None
@@ -135,7 +135,7 @@ class Tally:
         alive = largest[(largest > 0) & (largest <= self._patterns.infinite)]  # NaN is neither
         return found._replace(
             groups=largest.size,
-            smallest_group=int(alive.min()) if alive.size else _NOTHING,
+            smallest_group=int(alive.min()) if alive.size else NOTHING,
             vanished=np.count_nonzero(alive < self._patterns.flushed_below),
             one_signed=self._one_signed,
             channels=self._channels,
@@ -166,7 +166,7 @@ class Tally:
 
     def _add_tiny(self, strips: list[np.ndarray], leasts: list[np.ndarray]) -> int:
         """Count what is zero or becomes it; return the smallest that is not zero."""
-        below, smallest = self._patterns.flushed_below, _NOTHING
+        below, smallest = self._patterns.flushed_below, NOTHING
         for strip, least in zip(strips, leasts, strict=True):
             low = strip[least < below]
             tiny = low[low < below]
@@ -176,10 +176,10 @@ class Tally:
             self._counts["subnormal"] -= tiny.size
             if flushed:
                 smallest = min(smallest, int(tiny[tiny > 0].min()))
-        if smallest < _NOTHING:
+        if smallest < NOTHING:
             return smallest
         rest = [int(strip[strip > 0].min()) for strip in strips if strip.any()]
-        return min(rest, default=_NOTHING)
+        return min(rest, default=NOTHING)
 
     def _less(self, magnitude: np.ndarray, pattern: int) -> np.ndarray:
         is_less = self._scratch.array("is_less", magnitude.shape, np.dtype(bool))

@@ -10,6 +10,7 @@ import numpy as np
 
 from awqbench.errors import FormatError
 from awqbench.inspect.health.figures import ROWS_PER_SAMPLE, Figures, Scratch, Tally
+from awqbench.inspect.health.native_tally import NativeTally, make_tally
 from awqbench.inspect.health.patterns import has_patterns, integer_of, patterns_of
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def look_at_window(
     """
     scratch = scratch or Scratch()
     itemsize = info.nbytes // info.size
-    tally = Tally(
+    tally = make_tally(
         patterns_of(seen_as(info.dtype), cast_dtype), group_size=group_size, scratch=scratch
     )
     try:
@@ -124,7 +125,7 @@ def _fill(data: np.ndarray, file: io.RawIOBase) -> None:
         view = view[got:]
 
 
-def add_piece(tally: Tally, data: np.ndarray, piece: Piece, dtype: str) -> None:
+def add_piece(tally: Tally | NativeTally, data: np.ndarray, piece: Piece, dtype: str) -> None:
     """Count in a piece of a tensor whose bytes lie in memory.
 
     Parameters

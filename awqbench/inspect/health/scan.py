@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from awqbench.errors import ParameterError
-from awqbench.inspect.health.figures import Figures, Scratch, Tally
+from awqbench.inspect.health.figures import Figures, Scratch
+from awqbench.inspect.health.native_tally import make_tally
 from awqbench.inspect.health.patterns import SHORT_NAMES, patterns_of
 from awqbench.inspect.health.pieces import (
     add_piece,
@@ -156,7 +157,7 @@ def tensor_health(
     shape, found, size = tuple(tensor.shape), None, None
     if tensor.is_floating_point():
         size = group_size if is_linear_weight(name, tensor.ndim) else None
-        tally, data = Tally(patterns_of(seen_as(dtype), cast_dtype), group_size=size), None
+        tally, data = make_tally(patterns_of(seen_as(dtype), cast_dtype), group_size=size), None
         for piece in pieces_of(shape, itemsize=tensor.element_size(), group_size=size):
             data = bytes_of(tensor) if data is None else data
             add_piece(tally, data, piece, dtype)
