@@ -31,6 +31,7 @@ from awqbench.bench.peers import peer_paths
 from awqbench.bench.probes import (
     Probe,
     compute_probes,
+    dot_probe,
     last_level_cache_bytes,
     read_probe,
 )
@@ -126,14 +127,14 @@ def measure_gemm(
         `rotated_caches` (bytes of all copies over the last-level cache), `min_s`, `median_s`,
         `spread` (longest over shortest), `is_noisy` (this or the probe's spread is above
         `NOISY_SPREAD`), `gb_s` (bytes of the weight over the median time), `read_gb_s` and
-        `peak_gflop_per_s` (the probes' medians),
+        `peak_gflop_per_s` (read at its median, arithmetic at its best),
         `fraction_of_read`, `gflop_per_s`, `fraction_of_peak`, `roofline_fraction`,
         `rel_error`, `is_wrong`, and a column ``vs PEER`` for each peer: how many times faster
         than it.
     """
     say = progress or (lambda line: print(line, file=sys.stderr, flush=True))
     paths = [*own_paths(), *peer_paths()] if paths is None else list(paths)
-    probes = {"read": read_probe(), **compute_probes()}
+    probes = {"read": read_probe(), "read by dot": dot_probe(), **compute_probes()}
     for weight_case, group in groupby(cases, key=_weight_of):
         packed = random_weight(weight_case)
         prepared, absent = prepare_paths(paths, weight_case, packed)
@@ -196,7 +197,7 @@ def time_case(
     prepared : dict
         Of `prepare_paths`.
     probes : dict of str to Probe
-        "read" and those of arithmetic.
+        Those whose names begin with "read", and those of arithmetic.
     rounds : int
 
     Returns
@@ -215,8 +216,16 @@ def time_case(
         bursts[name] = _burst(rotation, own)
         turns[name] = _repeat(rotation, own, bursts[name])
     times = time_in_turns(turns, rounds=rounds)
-    rates = {k: p.rate(times[f"probe {k}"]) for k, p in probes.items()}
-    read, cache_bytes = times["probe read"], last_level_cache_bytes()
+    # Reading at its median, as the paths are; arithmetic at its best: a product that another
+    # program cut into is no ceiling.
+    rates = {
+        name: (probe.rate if name.startswith("read") else probe.best_rate)(times[f"probe {name}"])
+        for name, probe in probes.items()
+    }
+    # Of the ways to read the one that was faster in this run is the ceiling.
+    fastest = max((name for name in rates if name.startswith("read")), key=rates.__getitem__)
+    rates = {"read": rates[fastest]} | {k: v for k, v in rates.items() if not k.startswith("read")}
+    read, cache_bytes = times[f"probe {fastest}"], last_level_cache_bytes()
     per_call = {
         name: Timing(tuple(s / bursts[name] for s in times[name].samples_s)) for name in prepared
     }

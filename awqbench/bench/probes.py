@@ -91,9 +91,17 @@ def read_probe(nbytes: int | None = None) -> Probe:
     if nbytes is None:
         nbytes = max(_LEAST_READ_BYTES, CACHE_MULTIPLE * last_level_cache_bytes())
         nbytes = min(nbytes, available_bytes() // 8)
-    # Of five ways (sums, maxima, dot products of torch and NumPy) the fastest and steadiest.
+    # Of five ways (sums, maxima, dot products of torch and NumPy) mostly the fastest.
     values = torch.ones(max(1, nbytes // 4), dtype=torch.float32)
     return Probe("read", float(values.nbytes), values.sum)
+
+
+def dot_probe(nbytes: int = _LEAST_READ_BYTES) -> Probe:
+    """Return the other probe that reads memory: a dot product, on the threads of NumPy's BLAS."""
+    from awqbench.bench.timing import ReadProbe
+
+    probe = ReadProbe(nbytes)
+    return Probe("read by dot", float(nbytes // 4 * 4), probe.read)
 
 
 def compute_probes(size: int = _MATRIX_SIZE) -> dict[str, Probe]:
