@@ -181,14 +181,18 @@ def padded_words(values, bits):
 
 @given(
     bits=st.integers(2, 8),
-    n=st.integers(16, 40),
-    k=st.integers(1, 70),
+    n=st.integers(24, 40),
+    k=st.integers(11, 70),
     zero_point=st.booleans(),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=150, deadline=None)
 def test_words_of_before_0_18(bits, n, k, zero_point, seed):
-    """Also where both widths agree: the contents decide (here 16 rows or more)."""
+    """Also where both widths agree: the contents decide, here of 24 rows or more.
+
+    Rows that fit one word (10 values of 3 bits) are the same either way; then only the zero
+    points could tell, and a few of those do not.
+    """
     packed = random_weight(bits, n, k, group_size=k, zero_point=zero_point, seed=seed)
     tensors = write_linear(packed)
     tensors["weight_packed"] = padded_words(packed.codes, bits)
