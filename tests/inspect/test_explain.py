@@ -316,3 +316,8 @@ def test_explaining_needs_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_last_line_alone_as_the_readme_has_it():
+    found = explain("Torch not compiled with CUDA enabled")
+    assert found.title == "This torch is built without CUDA"

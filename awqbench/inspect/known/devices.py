@@ -122,7 +122,7 @@ PAINS = (
     ),
     Pain(
         title="This torch is built without CUDA",
-        patterns=(r"AssertionError: Torch not compiled with CUDA enabled",),
+        patterns=(r"Torch not compiled with CUDA enabled",),
         cause="Something called .cuda() or .to('cuda'), and the installed torch is a CPU build.",
         fix=(
             "With an NVIDIA GPU: install torch from the CUDA index (pytorch.org tells the line). "
