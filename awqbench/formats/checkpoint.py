@@ -18,7 +18,7 @@ from awqbench.formats.config.detect import detect_quantization
 from awqbench.formats.config.fields import read_json
 from awqbench.formats.config.foreign import foreign_by_files
 from awqbench.formats.config.quantization import Quantization
-from awqbench.formats.headers import TensorInfo, read_header, shown
+from awqbench.formats.headers import TensorInfo, shown
 from awqbench.formats.layouts.table import (
     LAYOUTS,
     packed_modules,
@@ -26,13 +26,12 @@ from awqbench.formats.layouts.table import (
     read_linear,
     require_declared,
 )
+from awqbench.formats.shards import read_tensors
 from awqbench.packed import PackedWeight
 
 if TYPE_CHECKING:
     import torch
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 # Files that go with the weights and are carried over to a folder made from this one.
 SIDE_FILES = (
     "tokenizer.json",
@@ -264,56 +263,7 @@ def open_checkpoint(source: str | Path | Checkpoint = "tiny") -> Checkpoint:
     if not os.path.isdir(path):  # Path.is_dir raises for a name too long
         path = _download(str(source))
     config = read_json(path / "config.json")
-    return Checkpoint(path=path, config=config, tensors=_read_tensors(path))
-
-
-def _read_tensors(path: Path) -> dict[str, TensorInfo]:
-    if (path / INDEX_FILE).exists():
-        return _read_indexed(path)
-    if (path / SINGLE_FILE).exists():
-        return read_header(path / SINGLE_FILE)
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) == 1:
-        return read_header(files[0])
-    pickles = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-    if pickles:
-        raise FormatError(
-            f"{path.name} holds its weights as pickles ({pickles[0]}), which can run code when "
-            "read. Convert it once: AutoModelForCausalLM.from_pretrained(...)"
-            ".save_pretrained(..., safe_serialization=True)."
-        )
-    raise FormatError(f"{path.name} holds no {SINGLE_FILE} and no {INDEX_FILE}.")
-
-
-def _read_indexed(path: Path) -> dict[str, TensorInfo]:
-    weight_map = read_json(path / INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise FormatError(f"{INDEX_FILE} has no weight_map of tensor names to file names.")
-    headers = {}
-    for file in sorted(set(weight_map.values())):
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise FormatError(f"{INDEX_FILE} points outside the folder: {shown(file)}.")
-        if not is_file(path / file):
-            raise FormatError(
-                f"{INDEX_FILE} names {shown(file)}, which is missing; the download is not complete."
-            )
-        headers[file] = read_header(path / file)
-    tensors = {}
-    for name, file in weight_map.items():
-        if name not in headers[file]:
-            raise FormatError(
-                f"{INDEX_FILE} says {shown(name)} is in {shown(file)}, which does not hold it."
-            )
-        tensors[name] = headers[file][name]
-    return tensors
-
-
-def is_file(path: Path) -> bool:
-    """Tell whether there is a file, whatever its name: Path.is_file raises for some."""
-    try:
-        return os.path.isfile(path)
-    except ValueError:  # a zero byte, a lone surrogate
-        return False
+    return Checkpoint(path=path, config=config, tensors=read_tensors(path))
 
 
 def _download(source: str) -> Path:

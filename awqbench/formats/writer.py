@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awqbench.errors import OutputError
-from awqbench.formats.checkpoint import INDEX_FILE, SIDE_FILES, SINGLE_FILE, Checkpoint
+from awqbench.formats.checkpoint import SIDE_FILES, Checkpoint
 from awqbench.formats.shard import ShardWriter
+from awqbench.formats.shards import INDEX_FILE, SINGLE_FILE
 
 if TYPE_CHECKING:
     import torch

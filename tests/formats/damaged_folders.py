@@ -11,8 +11,8 @@ import struct
 
 from small_folders import Folder
 
-from awqbench.formats.checkpoint import INDEX_FILE, SINGLE_FILE
 from awqbench.formats.headers import DTYPES
+from awqbench.formats.shards import INDEX_FILE, SINGLE_FILE
 
 EVIL_PATTERNS = (
     r"(a|a)*$", r"(.*)*\1z", r"((x+x+)+)+y", r"(\w+\.?)+!", "(", "[", "*", "(?P<n>", r"\1",

@@ -9,9 +9,9 @@ import struct
 import numpy as np
 import torch
 
-from awqbench.formats.checkpoint import INDEX_FILE, SINGLE_FILE
 from awqbench.formats.headers import DTYPES
 from awqbench.formats.layouts.table import write_linear
+from awqbench.formats.shards import INDEX_FILE, SINGLE_FILE
 from awqbench.packed import PackedWeight
 
 TORCH_NAMES = {torch_name: name for name, (_, torch_name) in DTYPES.items()}

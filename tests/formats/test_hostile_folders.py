@@ -11,7 +11,8 @@ import pytest
 from small_folders import Folder, base_folders
 
 from awqbench.errors import FormatError
-from awqbench.formats.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
+from awqbench.formats.checkpoint import open_checkpoint
+from awqbench.formats.shards import INDEX_FILE, SINGLE_FILE
 
 BASES = base_folders()
 PACKED = [name for name in BASES if name not in ("dense", "bitsandbytes")]
