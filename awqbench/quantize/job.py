@@ -17,14 +17,11 @@ import numpy as np
 
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
 from awqbench.formats.config.limits import check_layout, check_size
-from awqbench.formats.config.quantization import Scheme
-from awqbench.formats.config.section import awq_version, quantization_section
-from awqbench.formats.convert import dense_linears
-from awqbench.formats.layouts import awq
-from awqbench.formats.writer import CheckpointWriter, require_new_folder
+from awqbench.formats.writer import require_new_folder
 from awqbench.progress import progress_bar
 from awqbench.quantize.calibrate import calibrate, check_block_weights, checked_tokens
 from awqbench.quantize.fold_block import quantize_block
+from awqbench.quantize.publish import publish
 from awqbench.quantize.search import check_alignment, make_settings
 from awqbench.quantize.settings import Settings
 from awqbench.quantize.stats import Stats, load_stats
@@ -33,8 +30,6 @@ from awqbench.text import text_tokens, tokens_digest
 
 if TYPE_CHECKING:
     from awqbench.model import BlockRunner
-
-RECORD = "awqbench_run"
 
 
 def quantize(
@@ -123,7 +118,7 @@ def quantize(
             "total_s": time.perf_counter() - started,
         }
         record = _record(ckpt, settings, stats, work, runner, times)
-        _publish(ckpt, out, settings, work, runner, record)
+        publish(ckpt, out, settings, work, runner, record)
         work.discard()
     return record
 
@@ -148,56 +143,6 @@ def _identity(ckpt: Checkpoint, settings: Settings, text_digest: str) -> dict:
 def _block_tensors(runner: BlockRunner, i: int) -> dict:
     """Read a block's tensors as stored, by block-relative path."""
     return {path: runner.ckpt.read(name) for path, name in runner.stored_names(i).items()}
-
-
-def _publish(
-    ckpt: Checkpoint,
-    out: Path,
-    settings: Settings,
-    work: WorkFolder,
-    runner: BlockRunner,
-    record: dict,
-) -> None:
-    """Write the checkpoint: blocks from the work folder, all else as it was."""
-    block_of, prefix_of = {}, {}
-    for i in range(runner.n_blocks):
-        for path, name in runner.stored_names(i).items():
-            block_of[name], prefix_of[i] = i, name.removesuffix(path)
-    written: set[int] = set()
-    with CheckpointWriter(out) as writer:
-        for name in ckpt.tensors:
-            i = block_of.get(name)
-            if i is None:
-                writer.add(name, ckpt.read(name))
-            elif i not in written:
-                written.add(i)
-                for path, tensor in work.block_tensors(i).items():
-                    writer.add(prefix_of[i] + path, tensor)
-        section = _section(ckpt, settings, runner)
-        text = json.dumps(record, indent=1) + "\n"
-        config = ckpt.config | {"quantization_config": section}
-        writer.finish(config, side_files=ckpt, **{RECORD: text})
-
-
-def _section(ckpt: Checkpoint, settings: Settings, runner: BlockRunner) -> dict:
-    if settings.layout.startswith("awq-"):  # as the user named them, for readers to look for
-        section = awq.quantization_config(
-            bits=settings.bits,
-            group_size=settings.group_size,
-            modules_to_not_convert=list(settings.modules_to_not_convert) or None,
-        )
-        return section | {"version": awq_version(settings.layout)}
-    scheme = Scheme(settings.bits, settings.group_size, settings.zero_point)
-    shapes = runner.linear_shapes()
-    converted = [
-        name.removesuffix(".weight")
-        for i in range(runner.n_blocks)
-        for path, name in runner.stored_names(i).items()
-        if f"{runner.block_name(i)}.{path.removesuffix('.weight')}" in shapes
-        and settings.converts(f"{runner.block_name(i)}.{path}")
-    ]
-    dense = [name for name in dense_linears(ckpt, list(ckpt.tensors)) if name not in converted]
-    return quantization_section(settings.layout, dict.fromkeys(converted, scheme), dense)
 
 
 def _record(ckpt, settings, stats, work, runner, times) -> dict:
