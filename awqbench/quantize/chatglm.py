@@ -176,7 +176,7 @@ def _row_scales(absmax: torch.Tensor, top: int, *, name: str) -> torch.Tensor:
     scales = absmax / top
     scales = torch.where(absmax == 0, torch.ones_like(scales), scales)
     # Only among subnormals can rounding move a scale this far; the next number is enough.
-    is_short = absmax.float() > scales.float() * (top + 0.5)
+    is_short = absmax.double() > scales.double() * (top + 0.5)
     return torch.where(is_short, scales + limits_of(dtype_of(absmax)).smallest_subnormal, scales)
 
 
