@@ -61,3 +61,7 @@ class TraceError(AwqbenchError, ValueError):
 
 class NotebookError(AwqbenchError, ValueError):
     """A notebook cannot be found, read, or run as it is written."""
+
+
+class ClusterError(AwqbenchError, RuntimeError):
+    """Workers cannot be reached, or were lost more often than is chance."""

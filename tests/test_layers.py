@@ -16,6 +16,7 @@ ORDER = [
     "devices",
     "rooms",
     "progress",
+    "cluster",
     "numerics",
     "grid",
     "packed",
@@ -45,7 +46,7 @@ ORDER = [
 # arranges tokens and folds results by functions of torch_. The edge that is left out.
 LATE = {("gemm.torch_", "gemm.int4pack")}
 # Packages that at most one module imports.
-IN_ONE_MODULE = ("cupy", "papermill", "ipywidgets")
+IN_ONE_MODULE = ("cupy", "dask", "distributed", "papermill", "ipywidgets")
 
 PACKAGE = Path(awqbench.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -18,6 +18,7 @@ from awqbench.cli import (  # noqa: F401
     plan,
     quantizing,
     reports,
+    sweep,
     tensor_parallel,
 )
 from awqbench.cli.app import USAGE, app

@@ -57,7 +57,7 @@ def compare_values(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
     sizes.0 3 3 =
     sizes.1 4 – only in one
     """
-    left, right = dict(_flat(first)), dict(_flat(second))
+    left, right = dict(flat(first)), dict(flat(second))
     missing = object()
     return [
         _row(name, left.get(name, missing), right.get(name, missing), missing)
@@ -66,7 +66,7 @@ def compare_values(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
 
 
 def _row(name: str, first: Any, second: Any, missing: object) -> Row:
-    shown = [ABSENT if item is missing else _text(item) for item in (first, second)]
+    shown = [ABSENT if item is missing else value_text(item) for item in (first, second)]
     if missing in (first, second):
         return Row(name, *shown, "only in one")
     return Row(name, *shown, difference(first, second))
@@ -103,21 +103,28 @@ def _is_number(value: Any) -> bool:
     return is_real and math.isfinite(value)
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Write a JSON scalar as it is read: five digits, thousands apart."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,.5g}" if isinstance(value, float) else f"{value:,}"
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk mappings and lists down to scalars, with dotted names."""
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk mappings and lists down to scalars, with dotted names.
+
+    Examples
+    --------
+    >>> dict(flat({"ppl": 8.0, "sizes": [3, 4]}))
+    {'ppl': 8.0, 'sizes.0': 3, 'sizes.1': 4}
+    """
     if isinstance(value, list):
         value = {str(index): item for index, item in enumerate(value)}
     if not isinstance(value, Mapping):
         yield prefix, value
         return
     for name, item in value.items():
-        yield from _flat(item, f"{prefix}.{name}" if prefix else name)
+        yield from flat(item, f"{prefix}.{name}" if prefix else name)
 
 
 def text_rows(first: list[tuple[str, str]], second: list[tuple[str, str]]) -> list[Row]:

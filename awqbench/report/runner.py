@@ -104,10 +104,10 @@ def run_report(
     from awqbench.report.gallery import write_gallery
 
     jobs = plan(names, settings or {}, Path(out))
-    _check_writable(Path(out), [job.folder for job in jobs])
+    check_writable(Path(out), [job.folder for job in jobs])
     records = []
     for job in jobs:
-        done = None if force else _up_to_date(job)
+        done = None if force else up_to_date(job)
         record = done or run_job(job, cell_timeout_s=cell_timeout_s)
         records.append(record)
         if on_done:
@@ -225,7 +225,8 @@ def _execute_with_progress(job: Job, cell_timeout_s: float | None) -> Execution:
         inject["out_dir"] = Path(os.path.relpath(job.folder, job.path.parent)).as_posix()
     cells = len(read_notebook(job.path)["cells"]) + bool(inject)
     form = "{desc} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} cells {elapsed}{postfix}"
-    bar = tqdm(total=cells, desc=f"{job.path.stem:<20}", bar_format=form)
+    quiet = bool(os.environ.get("AWQBENCH_QUIET"))
+    bar = tqdm(total=cells, desc=f"{job.path.stem:<20}", bar_format=form, disable=quiet)
     with bar:
         end = execute(
             job.path,
@@ -263,13 +264,21 @@ def _finish(folder: Path, record: RunRecord, end: Execution) -> RunRecord:
     return record
 
 
-def _up_to_date(job: Job) -> RunRecord | None:
+def up_to_date(job: Job) -> RunRecord | None:
+    """Return the record of a run that need not be made again, or None."""
     record = read_record(job.folder)
     is_done = record is not None and record.state == "ok" and record.key == job.key
     return record if is_done and (job.folder / "report.html").is_file() else None
 
 
-def _check_writable(out: Path, folders: Sequence[Path]) -> None:
+def check_writable(out: Path, folders: Sequence[Path]) -> None:
+    """Refuse, before anything runs, folders that cannot be written or hold something else.
+
+    Raises
+    ------
+    OutputError
+        Names the folder, and the process that is writing into it if there is one.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / ".probe", b"")

@@ -1,0 +1,187 @@
+"""Independent tasks on several processes: this machine's, or those of a Dask scheduler.
+
+The only importer of Dask. A task that was on a worker when it died is run again on another;
+tasks must therefore give the same whenever and wherever they run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from awqbench.errors import ClusterError, ParameterError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_ANSWER_WITHIN_S = 10
+# Libraries that start threads of their own in every worker.
+_THREAD_COUNTS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of workers that cannot be.
+
+    Raises
+    ------
+    ParameterError
+        If it is given and is not 1 or more.
+    """
+    if workers is not None and workers < 1:
+        raise ParameterError(f"workers is {workers}; it must be 1 or more.")
+
+
+@contextmanager
+def open_client(
+    workers: int | None = None, scheduler: str | None = None, *, threads: int | None = None
+) -> Iterator[Client]:
+    """Connect to workers for as long as the context lasts.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Processes to start on this machine; default its processors.
+    scheduler : str, optional
+        Address of a running scheduler, such as ``tcp://host:8786``, in place of own processes.
+    threads : int, optional
+        Threads that libraries may start in each own process; default an equal share. Where
+        ``OMP_NUM_THREADS`` and its like are set, they decide.
+
+    Yields
+    ------
+    distributed.Client
+
+    Raises
+    ------
+    ClusterError
+        If Dask is not installed, or no scheduler answers at the address.
+    ParameterError
+        If both ways are asked for, or `workers` is not 1 or more.
+    """
+    check_workers(workers)
+    if workers is not None and scheduler is not None:
+        raise ParameterError("give workers or the address of a scheduler, not both.")
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ClusterError(
+            "several workers need Dask, which is not installed: pip install 'awqbench[cluster]', "
+            "or run without workers."
+        ) from error
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout=_ANSWER_WITHIN_S)
+        except (OSError, ValueError) as error:
+            raise ClusterError(
+                f"no scheduler answers at {scheduler} ({error}). Start one with `dask scheduler`, "
+                "and on each host `dask worker ADDRESS`, with awqbench installed."
+            ) from error
+        with client:
+            yield client
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = workers or cores
+    share = str(threads or max(1, cores // workers))
+    environ = {f"distributed.nanny.pre-spawn-environ.{name}": share for name in _THREAD_COUNTS}
+    with (
+        _same_environment_after(),
+        dask.config.set(environ),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,  # one task at a time in a worker
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=None,  # tasks know their own size; Dask would kill them half way
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _same_environment_after() -> Iterator[None]:
+    """Take back what Dask sets in this process's environment for its children to inherit."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def run_tasks(
+    client: Client, function: Callable[[Any], Any], items: Iterable[Any]
+) -> Iterator[tuple[Any, Any]]:
+    """Run a function on each item and give results as they come.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    function : callable
+        Of one item; it and the items can be pickled.
+    items : iterable
+
+    Yields
+    ------
+    (item, result)
+        In order of finishing. What a task raises is raised here, and the others are dropped.
+
+    Raises
+    ------
+    ClusterError
+        If workers died on one task again and again, or the scheduler is gone.
+    """
+    from distributed import as_completed
+
+    futures = {client.submit(function, item, pure=False): item for item in items}
+    try:
+        for future in as_completed(list(futures)):
+            yield futures[future], result_of(future, f"task {futures[future]!r}")
+    finally:
+        if client.status == "running":
+            client.cancel(list(futures))
+
+
+def result_of(future, what: str) -> Any:
+    """Return a finished future's result.
+
+    Parameters
+    ----------
+    future : distributed.Future
+    what : str
+        Names the task in an error.
+
+    Raises
+    ------
+    ClusterError
+        If the task's workers died, or the scheduler did.
+    """
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+
+    try:
+        return future.result()
+    except KilledWorker as error:
+        raise ClusterError(
+            f"{what}: every worker that tried it died (out of memory?). Use fewer workers, or "
+            "hosts with more memory."
+        ) from error
+    except (CancelledError, OSError) as error:
+        if isinstance(error, OSError) and future.client.status == "running":
+            raise  # the task's own error
+        raise ClusterError(
+            f"{what}: the scheduler is gone; what was finished stays on disk. Start a scheduler "
+            "again, then the same command."
+        ) from error
