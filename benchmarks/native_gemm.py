@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 from collections.abc import Callable
 from itertools import cycle
 
@@ -47,11 +48,19 @@ def copies(make: Callable, nbytes: int) -> Callable:
     return lambda: next(made)
 
 
-def copy_stream(weight: NativeWeight) -> NativeWeight:
+def copy_stream(weight: NativeWeight, allocate: Callable = aligned_bytes) -> NativeWeight:
     """Copy a weight into memory of its own."""
-    stream = aligned_bytes(len(weight.stream))
+    stream = allocate(len(weight.stream))
     stream[:] = weight.stream
     return weight._replace(stream=stream)
+
+
+def small_pages(nbytes: int) -> np.ndarray:
+    """Return memory in pages of 4 KiB, where the system would give huge ones to a weight."""
+    memory = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
 def peer(packed: PackedWeight, x: torch.Tensor) -> Callable:
@@ -75,17 +84,19 @@ def paths(packed: PackedWeight, tokens: int, threads: int, level: str | None) ->
     half = x.bfloat16()
     weight = stream_weight(packed)
     following = copies(lambda: copy_stream(weight), weight.spec.nbytes)
+    following_small = copies(lambda: copy_stream(weight, small_pages), weight.spec.nbytes)
     dense = torch.from_numpy(packed.dequantize()).bfloat16()
     following_dense = copies(dense.clone, dense.nbytes)
     probe = torch.ones(PROBE_BYTES // 4)
 
-    def call(activations: str) -> Callable:
+    def call(activations: str, weights: Callable = following) -> Callable:
         return lambda: native.matmul(
-            half, following(), activations=activations, threads=threads, level=level
+            half, weights(), activations=activations, threads=threads, level=level
         )
 
     return {
         **{f"native {activations}": call(activations) for activations in native.ACTIVATIONS},
+        "native int16, 4 KiB pages": call("int16", following_small),
         f"torch int{packed.bits}pack bfloat16": peer(packed, half),
         "torch dense bfloat16": lambda: half @ following_dense().T,
         "read": probe.sum,
@@ -139,12 +150,12 @@ def show(result: dict) -> None:
         f"({result['native_int16_of_read']:.0%})"
     )
     print(
-        f"{'path':24} {'median ms':>10} {'min ms':>8} {'max/min':>8} {'over int16':>11} {'int8':>6}"
+        f"{'path':25} {'median ms':>10} {'min ms':>8} {'max/min':>8} {'over int16':>11} {'int8':>6}"
     )
     median = result["median_s"]
     for name, seconds in median.items():
         print(
-            f"{name:24} {seconds * 1e3:10.2f} {result['min_s'][name] * 1e3:8.2f} "
+            f"{name:25} {seconds * 1e3:10.2f} {result['min_s'][name] * 1e3:8.2f} "
             f"{result['spread'][name]:8.2f} {seconds / median['native int16']:11.2f} "
             f"{seconds / median['native int8']:6.2f}"
         )

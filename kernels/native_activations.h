@@ -78,8 +78,13 @@ inline void store_pairs(const int32_t* values, int64_t n, int16_t* out) {
     }
 }
 
-// Values of at most LIMIT, as int8 where BYTES, else int16; and their sums.
-template <int LIMIT, bool BYTES>
+// How the integers of a piece are written.
+constexpr int kPairs = 0;   // int16, as store_pairs
+constexpr int kBytes = 1;   // int8
+constexpr int kPlanes = 2;  // all high bytes (signed), then all low ones (unsigned)
+
+// Values of at most LIMIT and their sums.
+template <int LIMIT, int FORM>
 void quantize(const QuantizeJob& job) {
     const int64_t unit = job.weight->unit / job.parts, pieces = job.weight->n_chunks * job.parts;
     alignas(64) float x[kMaxUnit];
@@ -103,9 +108,14 @@ void quantize(const QuantizeJob& job) {
             const float step = largest < 0x7f800000u ? job.steps[at] : 0.0f;
             error += step * step * float(unit) / 12.0f;  // a rounding error is uniform
             energy += step * step * float(squares) * 256.0f;
-            if (BYTES) {
+            if (FORM == kBytes) {
                 int8_t* bytes = static_cast<int8_t*>(job.values) + at * unit;
                 for (int64_t i = 0; i < unit; ++i) bytes[i] = int8_t(values[i]);
+            } else if (FORM == kPlanes) {
+                int8_t* high = static_cast<int8_t*>(job.values) + at * unit * 2;
+                uint8_t* low = static_cast<uint8_t*>(job.values) + at * unit * 2 + unit;
+                for (int64_t i = 0; i < unit; ++i) high[i] = int8_t(values[i] >> 8);
+                for (int64_t i = 0; i < unit; ++i) low[i] = uint8_t(values[i]);
             } else {
                 store_pairs(values, unit, static_cast<int16_t*>(job.values) + at * unit);
             }

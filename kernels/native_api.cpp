@@ -14,13 +14,17 @@
 #include <new>
 #include <vector>
 
+#include "native_amx.h"
+#include "native_arm.h"
 #include "native_exact.h"
 #include "native_stream.h"
 #include "native_threads.h"
 
 extern const Level kPortableLevel;
 #if defined(__x86_64__)
-extern const Level kAvx2Level, kAvx512Level;
+extern const Level kAmxLevel, kAvx2Level, kAvx512Level;
+#elif defined(__aarch64__)
+extern const Level kNeonLevel, kNeonDotprodLevel, kNeonI8mmLevel, kSveLevel;
 #endif
 
 namespace {
@@ -29,19 +33,27 @@ constexpr int64_t kTokensAtOnce = 1024;  // bounds the memory of a call
 constexpr int64_t kTokensOfJob = 512;    // 64 sums of each stay in L2: 128 KiB
 constexpr int64_t kFewTokens = 4;        // bound by reading weights
 constexpr size_t kKeptBytes = size_t(64) << 20;
-// Below this many activations, waking another thread costs more than it saves.
-constexpr int64_t kQuantizeAlone = 1 << 15;
+// Below so many activations, or products of one, waking another thread costs more than it saves.
+constexpr int64_t kQuantizeAlone = 1 << 15, kMultiplyAlone = 1 << 17;
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kKeepBuffers = false;  // of exactly the size asked for: overruns are seen
+#else
+constexpr bool kKeepBuffers = true;
+#endif
 
 struct Buffer {  // grows, and is kept by its thread
     void* bytes = nullptr;
     size_t size = 0;
     ~Buffer() { std::free(bytes); }
     void* get(size_t needed) {
-        if (needed > size) {
+        if (needed > size || !kKeepBuffers) {
             std::free(bytes);
-            size = (needed + 4095) / 4096 * 4096;
-            bytes = std::aligned_alloc(4096, size);
-            if (bytes == nullptr) size = 0;
+            size = kKeepBuffers ? (needed + 4095) / 4096 * 4096 : needed;
+            if (posix_memalign(&bytes, 4096, size) != 0) {
+                bytes = nullptr;
+                size = 0;
+            }
         }
         return bytes;
     }
@@ -60,18 +72,35 @@ struct Levels {
     int count;
 };
 
-Levels levels() {  // best first
+Levels find_levels() {  // best first
     Levels found = {{}, 0};
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
+#if !defined(AWQ_WITHOUT_AMX)
+        if (amx_is_usable()) found.list[found.count++] = &kAmxLevel;
+#endif
         found.list[found.count++] = &kAvx512Level;
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __builtin_cpu_supports("f16c"))
         found.list[found.count++] = &kAvx2Level;
+#elif defined(__aarch64__)
+    const ArmFeatures has = arm_features();
+#if defined(__linux__) && !defined(AWQ_WITHOUT_SVE)
+    if (has.sve_256) found.list[found.count++] = &kSveLevel;
+#endif
+    if (has.i8mm) found.list[found.count++] = &kNeonI8mmLevel;
+    if (has.dotprod) found.list[found.count++] = &kNeonDotprodLevel;
+    found.list[found.count++] = &kNeonLevel;
 #endif
     found.list[found.count++] = &kPortableLevel;
+    return found;
+}
+
+const Levels& levels() {
+    static const Levels found = find_levels();
     return found;
 }
 
@@ -221,8 +250,9 @@ void exact_rows(State& s) {
 bool multiply(State& s) {
     if (!make_tokens(s)) return false;
     s.n_parts = (s.count + kTokensOfJob - 1) / kTokensOfJob;
-    run_items(panel_count(*s.weight) * s.n_parts, s.call->threads, s.call->parallel,
-              panel_item, &s);
+    const int64_t work = s.count * s.weight->in_features * s.weight->out_features;
+    run_items(panel_count(*s.weight) * s.n_parts, work < kMultiplyAlone ? 1 : s.call->threads,
+              s.call->parallel, panel_item, &s);
     if (s.out_of_memory->load()) return false;
     exact_rows(s);
     return true;
@@ -238,7 +268,7 @@ extern "C" {
 EXPORT int32_t awq_level_count() { return levels().count; }
 
 EXPORT const char* awq_level_name(int32_t level) {
-    const Levels found = levels();
+    const Levels& found = levels();
     return level >= 0 && level < found.count ? found.list[level]->name : "";
 }
 
@@ -252,7 +282,7 @@ EXPORT int64_t awq_stream_bytes(const Weight* w) {
 
 // 0, or 1 where a field is out of range, or 2 where memory ran out.
 EXPORT int32_t awq_gemm(const Weight* w, const Call* call) {
-    const Levels found = levels();
+    const Levels& found = levels();
     if (call->level < 0 || call->level >= found.count || call->activations < 0 ||
         call->activations > 2 || w->unit < 8 || w->unit > kMaxUnit || w->unit % 8 != 0 ||
         (w->code_bits != 4 && w->code_bits != 8))

@@ -64,5 +64,5 @@ const Level kAvx2Level = {
     "avx2",
     write_row,
     {panel<PairKernel, int16_t>, panel<FloatKernel, float>, panel<PairKernel, int16_t>},
-    {quantize<32767, false>, copy_exact, quantize<127, false>},
+    {quantize<kInt16Limit, kPairs>, copy_exact, quantize<127, kPairs>},
 };

@@ -4,7 +4,7 @@
 // code made for one instruction set is never linked into another.
 //
 // int16: y += scale step (sum_k x_k (q_k - z)), the bracket exact in int32 (at most
-//        128 * 255 * 32767 < 2^31), so that a group of zeros gives exactly 0.
+//        128 * 255 * kInt16Limit < 2^31), so that a group of zeros gives exactly 0.
 // int8:  the same with bytes: sum_k q_k x_k - z sum_k x_k.
 // exact: float32 products of float32 activations with q - z, which is exact in float32.
 //
@@ -13,8 +13,9 @@
 // tokens and 6 % more at 500.)
 //
 // V has `lanes` of 32 bits in its types I and F, a tile of `rows` tokens by `cols` vectors
-// (`unpack_rows` tokens where it unpacks), `prefetch_bytes`, and the operations used below;
-// HAS_QUADS says that `quads` is among them.
+// (`unpack_rows` tokens where it unpacks; other kernels may have other tiles), `prefetch_bytes`,
+// and the operations used below; HAS_QUADS says that `quads` is among them,
+// WITHOUT_PAIRS that `pairs` is not.
 
 constexpr int kVectors = kPanel / V::lanes;  // in a row of a panel
 constexpr int kPerBlock = kBlock / V::lanes;
@@ -48,6 +49,7 @@ struct Tile {
     float* y;            // (tokens, kPanel)
     int64_t unit;
     int64_t row_bytes;   // between rows of codes
+    int32_t code_bits;   // in the stream
     int64_t offsets[4];  // of the blocks in a row; the last one again where there are fewer
 };
 
@@ -67,6 +69,9 @@ struct Source {
 };
 
 struct PairKernel {
+    static constexpr int rows = V::rows, unpack_rows = V::unpack_rows;
+
+#if !defined(WITHOUT_PAIRS)
     // A vector of pairs of codes as int16: channels (0, 2) or (1, 3) of four, for PART 0 or 1.
     // Less the zero point where they are kept; where not, -z sum_k x_k is added once a piece.
     template <class S, int PART>
@@ -133,6 +138,8 @@ struct PairKernel {
         add<MR>(t, v0, acc);
     }
 
+#endif
+
     template <int MR>
     static inline void add(const Tile& t, int v0, V::I acc[MR][V::cols]) {
 #pragma GCC unroll 16
@@ -151,6 +158,8 @@ struct PairKernel {
 
 #if defined(HAS_QUADS)
 struct QuadKernel {
+    static constexpr int rows = V::rows, unpack_rows = V::unpack_rows;
+
     // Four bytes of codes for each column.
     template <class S>
     static inline V::I codes(const Tile& t, int v, int64_t row, int step) {
@@ -199,6 +208,8 @@ struct QuadKernel {
 #endif
 
 struct FloatKernel {
+    static constexpr int rows = V::rows, unpack_rows = V::unpack_rows;
+
     // Channel PART of four, less the zero point.
     template <class S, int PART>
     static inline V::F codes(const Tile& t, int v, int64_t row, int step) {
@@ -272,8 +283,8 @@ inline void call_tile(const Tile& t, int v0, int64_t rows) {
 // The first tile; where others follow it has all its rows.
 template <class Kernel, int BITS>
 inline void first_tile(const Tile& t, int v0, int64_t rows, bool keep) {
-    if (keep) return Kernel::template tile<Source<BITS, true>, V::unpack_rows>(t, v0);
-    call_tile<Kernel, Source<BITS, false>, V::unpack_rows>(t, v0, rows);
+    if (keep) return Kernel::template tile<Source<BITS, true>, Kernel::unpack_rows>(t, v0);
+    call_tile<Kernel, Source<BITS, false>, Kernel::unpack_rows>(t, v0, rows);
 }
 
 // Element: of the tokens' values.
@@ -283,8 +294,8 @@ void panel(const PanelJob& job) {
     const int64_t m = job.stop - job.first, count = job.tokens->count;
     const int64_t step = chunk_bytes(w, job.blocks);
     // The tile that unpacks is a row shorter: it needs registers for that.
-    const int64_t lead = m < V::unpack_rows ? m : V::unpack_rows, rest = m - lead;
-    const int64_t n_tiles = (rest + V::rows - 1) / V::rows;
+    const int64_t lead = m < Kernel::unpack_rows ? m : Kernel::unpack_rows, rest = m - lead;
+    const int64_t n_tiles = (rest + Kernel::rows - 1) / Kernel::rows;
     const int live = int(job.blocks) * kPerBlock;  // vectors of columns
     const Element* values = static_cast<const Element*>(job.tokens->values);
     const float* steps = job.tokens->steps;
@@ -297,6 +308,7 @@ void panel(const PanelJob& job) {
     t.scratch = job.scratch;
     t.unit = unit;
     t.row_bytes = job.blocks * 64;
+    t.code_bits = w.code_bits;
     for (int64_t b = 0; b < 4; ++b) t.offsets[b] = (b < job.blocks ? b : job.blocks - 1) * 64;
     for (int64_t piece = 0; piece < w.n_chunks * parts; ++piece) {
         const uint8_t* chunk = job.panel + piece / parts * step;
@@ -313,7 +325,7 @@ void panel(const PanelJob& job) {
                 t.sums = sums ? sums + at : nullptr;
                 t.y = job.sums + row * kPanel;
                 if (i >= 0)
-                    call_tile<Kernel, Source<0, false>, V::rows>(t, v0, rows);
+                    call_tile<Kernel, Source<0, false>, Kernel::rows>(t, v0, rows);
                 else if (w.code_bits == 4)
                     first_tile<Kernel, 4>(t, v0, rows, n_tiles > 0);
                 else

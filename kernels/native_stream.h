@@ -98,7 +98,8 @@ inline float load_scale(const uint8_t* at, int64_t index, int32_t type) {
 // the relative error of a call near 1e-4 long chunks have two parts, and also where tokens are
 // so few that it costs nothing while memory is waited for.
 // int16: values (pieces, M, piece) int16, each four channels in the order 0, 2, 1, 3, so that one
-//        mask turns four bytes of codes into two pairs; x ~ values * steps.
+//        mask turns four bytes of codes into two pairs; x ~ values * steps. (Levels that multiply
+//        bytes keep two planes of bytes there instead, each its own way.)
 // int8:  values (pieces, M, piece) int8.
 // exact: values (pieces, M, piece) float.
 struct Tokens {
@@ -108,6 +109,10 @@ struct Tokens {
     int64_t count;         // M
     int64_t parts;         // of a chunk: 1 or 2
 };
+
+// Largest int16 activation: what two signed bytes hold, 0.4 % less than 32767. The same at every
+// level, so that levels and processor types agree bit by bit.
+constexpr int kInt16Limit = 127 * 256 + 127;
 
 inline bool can_part(const Weight& w) { return w.unit > 64 && w.unit % 16 == 0; }
 

@@ -3,6 +3,9 @@
 Labels lie: an "f32" path may quantize activations to 8 bits, and an operator may be fast in
 one dtype only. So each is timed beside its own error against float64, and one whose result
 is wrong gets no ratio.
+
+Packages that do not go together are timed from environments of their own, each with awqbench
+and some of them; torch's operators are in each run, for comparing one run with another.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 
 from awqbench.bench.gemm_cases import GemmCase
 from awqbench.bench.gemm_paths import Path, as_torch
+from awqbench.bench.peers_gptqmodel import gptqmodel_peer
 from awqbench.bench.peers_onnx import onnx_peers
 from awqbench.packed import PackedWeight
 
@@ -27,8 +31,8 @@ def peer_paths() -> list[Path]:
     Returns
     -------
     list of Path
-        torch's packed operators, torch and NumPy with a dense weight, and what `peers_onnx`
-        knows.
+        torch's packed operators, torch and NumPy with a dense weight, and what `peers_onnx` and
+        `peers_gptqmodel` know.
     """
     return [
         Path("torch int4pack", True, _int4pack, as_torch("bfloat16"), _no_int4pack),
@@ -37,7 +41,7 @@ def peer_paths() -> list[Path]:
         _torch_dense("float32", 4),
         Path("NumPy dense float32", True, _numpy_dense, dense_bytes=4),
         *onnx_peers(),
-        _without_adapter("gptqmodel", "GPTQModel"),
+        gptqmodel_peer(),
         _without_adapter("llama_cpp", "llama.cpp"),
     ]
 

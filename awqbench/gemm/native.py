@@ -3,6 +3,9 @@
 The instruction set is chosen at run time: the best of those that the processor has and that
 give the right answer to a small product when the library is loaded. ctypes releases the GIL,
 and calls from several threads are safe.
+
+The AMX level has run only with its tile instructions emulated, where it is bit by bit the AVX-512
+level; no processor with AMX has run it yet, and how fast it is there is not known.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 # Relative Frobenius error to float64, on normal tokens: below 1e-4 (also where a few channels
 # are 100 times the others), 1e-6, and about 1e-2.
 ACTIVATIONS = ("int16", "float32", "int8")
-_TYPES = ("float32", "bfloat16")
+_TYPES = ("torch.float32", "torch.bfloat16")
 _OUT_OF_MEMORY = 2
 
 
@@ -63,6 +66,11 @@ class Library(NamedTuple):
     functions: ctypes.CDLL
     levels: dict[str, int]
     disabled: dict[str, str]
+
+    @property
+    def best(self) -> int:
+        """The first of the levels."""
+        return next(iter(self.levels.values()))
 
 
 def library() -> Library:
@@ -134,10 +142,12 @@ def matmul_any(
 ) -> np.ndarray | torch.Tensor:
     """As `matmul`, for tokens of every floating-point dtype, computed in float32."""
     if isinstance(x, np.ndarray):
+        if x.dtype == np.float32:
+            return matmul(x, weight, **settings)
         with np.errstate(over="ignore", invalid="ignore"):
-            y = matmul(x.astype(np.float32, copy=False), weight, **settings)
+            y = matmul(x.astype(np.float32), weight, **settings)
             return y.astype(x.dtype, copy=False)
-    if str(x.dtype).removeprefix("torch.") in _TYPES:
+    if str(x.dtype) in _TYPES:
         return matmul(x, weight, **settings)
     return matmul(x.float(), weight, **settings).to(x.dtype)
 
@@ -162,7 +172,7 @@ def matmul(
 
     Parameters
     ----------
-    x : (M, K) ndarray of float32, or CPU torch.Tensor of float32 or bfloat16
+    x : (M, K) ndarray of float32, or (..., K) CPU torch.Tensor of float32 or bfloat16
         Rows of any stride; copied where the elements of a row are not side by side.
     weight : NativeWeight
         Of arrays, or of CPU tensors.
@@ -175,42 +185,43 @@ def matmul(
 
     Returns
     -------
-    (M, N) ndarray or torch.Tensor
+    (M, N) ndarray or (..., N) torch.Tensor
         Of the kind and dtype of x; computed in int32 and float32, rounded once.
 
     Raises
     ------
     ParameterError
-        If `activations`, `threads` or `level` is none that there is.
+        If `activations`, `threads` or `level` is none that there is, or an array not float32.
     BackendError
         If the kernels cannot be built.
     MemoryError
         If there is no memory for the activations.
     """
-    found = library()
-    is_tensor = not isinstance(x, np.ndarray)
-    if is_tensor:
-        x = x.detach()
-        x = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-        y = x.new_empty(x.shape[0], weight.spec.out_features)
-        stride, type_ = x.stride(0), str(x.dtype).removeprefix("torch.")
-    else:
+    found = _checked(activations, threads, level)
+    n_out = weight.spec.out_features
+    if isinstance(x, np.ndarray):
+        if x.dtype != np.float32:
+            raise ParameterError(f"x is {x.dtype}; the kernels take arrays of float32.")
         if not x.flags.aligned or x.strides[1] != x.itemsize or x.strides[0] % x.itemsize:
             x = np.ascontiguousarray(x)
-        y = np.empty((len(x), weight.spec.out_features), np.float32)
-        stride, type_ = x.strides[0] // x.itemsize, x.dtype.name
-    if threads is None:
-        threads = default_threads()
-    _check(found, activations, threads, level)
+        y = np.empty((len(x), n_out), np.float32)
+        count, stride, type_ = len(x), x.strides[0] // x.itemsize, 0
+    else:
+        if x.ndim == 2 and (x.stride(1) == 1 or x.shape[1] == 1):
+            stride = x.stride(0)
+        else:
+            x, stride = x.contiguous(), x.shape[-1]
+        y = x.new_empty((*x.shape[:-1], n_out))
+        count, type_ = x.numel() // x.shape[-1], _TYPES.index(str(x.dtype))
     call = _Call(
         address(x),
         address(y),
         stride,
-        len(x),
-        _TYPES.index(type_),
+        count,
+        type_,
         ACTIVATIONS.index(activations),
-        next(iter(found.levels.values())) if level is None else found.levels[level],
-        threads,
+        found.best if level is None else found.levels[level],
+        default_threads() if threads is None else threads,
         torch_parallel(),
     )
     _run(found, weight, call)
@@ -222,16 +233,19 @@ def address(values: np.ndarray | torch.Tensor) -> int:
     return values.ctypes.data if isinstance(values, np.ndarray) else values.data_ptr()
 
 
-def _check(found: Library, activations: str, threads: int, level: str | None) -> None:
+def _checked(activations: str, threads: int | None, level: str | None) -> Library:
+    """Return the kernels, if they can be called so."""
+    found = library()
     if activations not in ACTIVATIONS:
         raise ParameterError(
             f"no activations {activations!r}; choose one of {', '.join(ACTIVATIONS)}."
         )
-    if threads < 1:
+    if threads is not None and threads < 1:
         raise ParameterError(f"threads is {threads}; at least 1 is needed.")
     if level is not None and level not in found.levels:
         reason = found.disabled.get(level, "this processor does not have it")
         raise ParameterError(f"no level {level!r}: {reason}; here are {', '.join(found.levels)}.")
+    return found
 
 
 def _run(found: Library, weight: NativeWeight, call: _Call) -> None:
@@ -259,20 +273,20 @@ def _self_test(found: Library, level: str) -> str:
     rng = np.random.default_rng(0)
     for bits in (4, 8):
         packed = PackedWeight(
-            codes=rng.integers(0, 1 << bits, (72, 104), dtype=np.uint8),
-            scales=rng.random((72, 4)).astype(np.float16).astype(np.float32),
-            zeros=rng.integers(0, 1 << bits, (72, 4), dtype=np.uint8),
+            codes=rng.integers(0, 1 << bits, (72, 208), dtype=np.uint8),
+            scales=rng.random((72, 2)).astype(np.float16).astype(np.float32),
+            zeros=rng.integers(0, 1 << bits, (72, 2), dtype=np.uint8),
             bits=bits,
-            group_size=32,
+            group_size=128,
         )
         weight = stream_weight(packed)
-        x = rng.standard_normal((13, 104)).astype(np.float32)
+        x = rng.standard_normal((37, 208)).astype(np.float32)
         exact = x @ packed.dequantize().T
         for activations, limit in (("int16", 2e-4), ("float32", 1e-5), ("int8", 3e-2)):
-            for m in (1, 13):
+            for m in (1, 37):
                 y = np.empty((m, 72), np.float32)
                 call = _Call(
-                    address(x), address(y), 104, m, 0, ACTIVATIONS.index(activations),
+                    address(x), address(y), 208, m, 0, ACTIVATIONS.index(activations),
                     found.levels[level], 1, None,
                 )  # fmt: skip
                 _run(found, weight, call)

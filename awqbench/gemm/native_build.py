@@ -25,28 +25,53 @@ from pathlib import Path
 from awqbench.errors import BackendError
 
 SOURCES = (
+    "native_amx_check.cpp",
     "native_api.cpp",
+    "native_arm.cpp",
     "native_exact.cpp",
     "native_portable.cpp",
     "native_scan.cpp",
     "native_threads.cpp",
 )
-# Levels of one processor type: source and its flags.
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c")
+# Without GCC's first scheduling, which hoists loads until accumulators are spilled (Clang has no
+# such thing, and says so in a warning).
+_ARM = ("-fno-schedule-insns",)
+_NEON = {
+    "native_neon.cpp": _ARM,
+    "native_neon_dotprod.cpp": (*_ARM, "-march=armv8.2-a+dotprod"),
+    "native_neon_i8mm.cpp": (*_ARM, "-march=armv8.2-a+dotprod+i8mm"),
+}
+# Levels of one processor type, as Linux and macOS name it: source and its flags.
 LEVELS = {
-    "x86_64": {
-        "native_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
-        "native_avx512.cpp": (
-            "-mavx512f",
-            "-mavx512bw",
-            "-mavx512vl",
-            "-mavx512vnni",
-            "-mfma",
-            "-mf16c",
+    "aarch64": {
+        **_NEON,
+        "native_sve.cpp": (
+            *_ARM,
+            "-march=armv8.2-a+dotprod+i8mm+sve",
+            "-msve-vector-bits=256",
         ),
     },
+    "arm64": _NEON,
+    "x86_64": {
+        "native_amx.cpp": (*_AVX512, "-mamx-tile", "-mamx-int8"),
+        "native_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
+        "native_avx512.cpp": _AVX512,
+    },
 }
-# No -ffast-math: NaN must stay NaN.
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
+# Levels left out where the compiler does not know their flags (GCC before 11), and what all
+# sources are told then.
+OPTIONAL = {"native_amx.cpp": "-DAWQ_WITHOUT_AMX", "native_sve.cpp": "-DAWQ_WITHOUT_SVE"}
+# No -ffast-math: NaN must stay NaN. No a * b + c made one operation where the source has two:
+# activations must become the same integers on every processor.
+FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-pthread",
+)
 _COMPILERS = ("c++", "g++", "clang++")
 _TIME_LIMIT_S = 300
 
@@ -135,13 +160,14 @@ def _digest(sources, compiler: list[str], levels: dict[str, tuple[str, ...]]) ->
 
 def _compile(compiler: list[str], sources: Path, levels: dict, library: Path) -> None:
     """Compile each source, two at a time, and link them to `library`."""
+    levels, told = _known_levels(compiler, levels)
     commands = {name: () for name in SOURCES} | levels
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as scratch:
         objects = [Path(scratch) / f"{name}.o" for name in commands]
 
         def compile_one(pair: tuple[tuple[str, tuple[str, ...]], Path]) -> None:
             (name, flags), target = pair
-            _run([*compiler, *FLAGS, *flags, "-c", str(sources / name), "-o", str(target)])
+            _run([*compiler, *FLAGS, *told, *flags, "-c", str(sources / name), "-o", str(target)])
 
         # The longest first.
         work = sorted(zip(commands.items(), objects, strict=True), key=lambda pair: not pair[0][1])
@@ -150,6 +176,20 @@ def _compile(compiler: list[str], sources: Path, levels: dict, library: Path) ->
         linked = Path(scratch) / "library.so"
         _run([*compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
         os.replace(linked, library)
+
+
+def _known_levels(compiler: list[str], levels: dict) -> tuple[dict, list[str]]:
+    """Return the levels that this compiler has the flags for, and what to tell all sources."""
+    known, told = {}, []
+    for name, flags in levels.items():
+        if name in OPTIONAL:
+            try:
+                _run([*compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull])
+            except BackendError:
+                told.append(OPTIONAL[name])
+                continue
+        known[name] = flags
+    return known, told
 
 
 def _run(command: list[str]) -> None:

@@ -1,4 +1,6 @@
 import json
+import sys
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -40,6 +42,7 @@ from awqbench.bench.timing import Timing
 from awqbench.cli import bench as _commands  # noqa: F401  registers itself
 from awqbench.cli.app import INTERRUPTED, app
 from awqbench.errors import AlignmentError, FormatError, OutputError, ParameterError
+from awqbench.formats.layouts import awq
 
 CASE = GemmCase(64, 96, tokens=3, bits=4, group_size=32)
 
@@ -317,6 +320,49 @@ def test_onnx_runtime_computes_the_product(level):
     x = np.random.default_rng(0).standard_normal((3, 64), np.float32)
     for call in path.prepare(packed, 2):
         assert relative_error(call(x), exact_product(x, packed)) < (2e-2 if level else 1e-5)
+
+
+def test_openvino_computes_the_product():
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    packed = random_weight(CASE)
+    (path,) = (p for p in peer_paths() if p.name == "OpenVINO")
+    x = np.random.default_rng(0).standard_normal((3, 64), np.float32)
+    for call in path.prepare(packed, 2):
+        # Its float32 takes activations of 8 bits.
+        assert relative_error(call(x), exact_product(x, packed)) < 2e-2
+
+
+def test_gptqmodel_is_given_the_weight_as_its_kernel_reads_it(monkeypatch):
+    packed = random_weight(CASE)
+
+    class Kernel:
+        @staticmethod
+        def cached_validate_once():
+            return True, None
+
+        @staticmethod
+        def pack_awq_int4_kernel(qweight, qzeros, n, k):
+            assert (n, k) == (packed.out_features, packed.in_features)
+            return qweight, qzeros
+
+        @staticmethod
+        def gemm_int4_qzero_group_scaled_cpu_kernel(x, qweight, qzeros, scales, group_size, bias):
+            parts = {"qweight": qweight, "qzeros": qzeros, "scales": scales.half()}
+            weight = awq.read_linear(parts, bits=4, group_size=group_size).dequantize()
+            return x.float() @ torch.from_numpy(weight).T
+
+    module = ModuleType("gptqmodel.nn_modules.qlinear.torch_cpu_avx512_awq")
+    module.TorchCpuAvx512AwqLinear = Kernel
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    (path,) = (p for p in peer_paths() if p.name == "GPTQModel")
+    x = np.random.default_rng(0).standard_normal((3, packed.in_features), np.float32)
+    for call in path.prepare(packed, 2):
+        y = call(path.convert(x)).numpy()
+        assert relative_error(y, exact_product(x, packed)) < 1e-2
+    monkeypatch.setattr(Kernel, "cached_validate_once", lambda: (False, "no AVX-512"))
+    with pytest.raises(RuntimeError, match="no AVX-512"):
+        path.prepare(packed, 1)
 
 
 def test_records_go_to_json_lines_and_come_back(tmp_path):

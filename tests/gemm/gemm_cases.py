@@ -100,6 +100,22 @@ CASES = {
 }
 
 
+# A few that differ in how a kernel reads them.
+SHAPES = {
+    "short last group": lambda: random_packed(40, 160, 64),
+    "groups of 32": lambda: random_packed(200, 256, 32),
+    "whole rows": lambda: random_packed(64, 300, 300, zero_point=False),
+    "one column": lambda: random_packed(1, 64, 64),
+    "act-order": lambda: random_packed(72, 256, 32, g_idx=act_order(256, 32)),
+    "8 bits": lambda: random_packed(130, 256, 128, bits=8),
+    "8 bits, bfloat16 scales": lambda: random_packed(
+        48, 160, 64, bits=8, scale=1e-20, scale_dtype="bfloat16"
+    ),
+    "3 bits": lambda: random_packed(40, 256, 128, bits=3),
+    "5 bits": lambda: random_packed(40, 256, 128, bits=5),
+}
+
+
 def tokens_for(packed, m, *, kind="normal"):
     x = np.random.default_rng(m).standard_normal((m, packed.in_features)).astype(np.float32)
     if kind == "far from zero":

@@ -14,6 +14,9 @@
 #include <thread>
 #include <vector>
 
+#if defined(__x86_64__)
+#include "emulated_tiles.h"
+#endif
 #include "native_stream.h"
 #include "native_threads.h"
 
@@ -174,15 +177,55 @@ double error_of(const Case& c) {
     return std::sqrt(wrong / norm);
 }
 
+#if defined(__x86_64__)
+
+// A call between two of someone else who keeps tiles configured, as ggml does, or not.
+int32_t call_beside_others(const Case& c, Random& random) {
+    emulated::Config other = {};
+    if (random.below(2)) {
+        other.palette = 1;
+        other.rows[3] = 7;
+        other.row_bytes[3] = 12;
+        emulated::load_config(&other);
+    }
+    const int32_t status = awq_gemm(&c.w, &c.call);
+    if (std::memcmp(&emulated::state.config, &other, sizeof other) != 0) {
+        std::printf("tiles of another user are not as they were\n");
+        return -1;
+    }
+    emulated::release();
+    return status;
+}
+
+// Integers are exact: tiles must give bit by bit what the level after them does.
+bool agrees_with_next(const Case& c) {
+    if (std::strcmp(awq_level_name(c.call.level), "amx-int8") != 0) return true;
+    const int64_t width = c.call.type == kInputFloat32 ? 4 : 2;
+    std::vector<uint8_t> y(size_t(c.call.count * c.w.out_features * width) + 1);
+    Call call = c.call;
+    call.y = y.data();
+    call.level += 1;
+    return awq_gemm(&c.w, &call) == 0 && std::memcmp(y.data(), c.y.get(), y.size() - 1) == 0;
+}
+
+#else
+
+int32_t call_beside_others(const Case& c, Random&) { return awq_gemm(&c.w, &c.call); }
+
+bool agrees_with_next(const Case&) { return true; }
+
+#endif
+
 bool run(Random& random, int threads) {
     Case c;
     fill_shape(c, random);
     fill_weight(c, random);
     fill_call(c, random, threads);
-    const int32_t status = awq_gemm(&c.w, &c.call);
+    const int32_t status = call_beside_others(c, random);
     const double limits[] = {1e-3, 2e-6, 5e-2}, rounding = c.call.type == kInputFloat32 ? 0 : 5e-3;
     const double error = error_of(c);
-    if (status == 0 && error <= limits[c.call.activations] + rounding) return true;
+    if (status == 0 && error <= limits[c.call.activations] + rounding && agrees_with_next(c))
+        return true;
     std::printf("status %d, error %g: M %ld K %ld N %ld unit %d bits %d type %d act. %d %s\n",
                 int(status), error, long(c.call.count), long(c.w.in_features),
                 long(c.w.out_features), int(c.w.unit), int(c.w.code_bits), int(c.call.type),

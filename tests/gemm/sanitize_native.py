@@ -1,5 +1,7 @@
 """Build the native kernels with sanitizers into a program of random calls, and run it.
 
+The AMX level runs on any processor with AVX-512, its tile instructions as functions.
+
 python tests/gemm/sanitize_native.py [--calls 10000] [--seed 0]
 """
 
@@ -22,7 +24,9 @@ FLAGS = (
     "-pthread",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
+    "-DAWQ_EMULATE_TILES",
     f"-I{KERNELS}",
+    f"-I{DRIVER.parent}",
 )
 
 

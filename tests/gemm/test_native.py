@@ -11,7 +11,7 @@ from subprocess import run as run_process
 import numpy as np
 import pytest
 import torch
-from gemm_cases import CASES, act_order, random_packed, relative_error, tokens_for
+from gemm_cases import CASES, SHAPES, random_packed, relative_error, tokens_for
 
 from awqbench.errors import BackendError, DeviceError, ParameterError
 from awqbench.gemm import available_backends, gemm, native
@@ -24,19 +24,6 @@ pytestmark = pytest.mark.skipif(
 )
 # Of a level's result to float64, on normal tokens.
 LIMITS = {"int16": 1e-4, "float32": 1e-6, "int8": 2e-2}
-SHAPES = {
-    "short last group": lambda: random_packed(40, 160, 64),
-    "groups of 32": lambda: random_packed(200, 256, 32),
-    "whole rows": lambda: random_packed(64, 300, 300, zero_point=False),
-    "one column": lambda: random_packed(1, 64, 64),
-    "act-order": lambda: random_packed(72, 256, 32, g_idx=act_order(256, 32)),
-    "8 bits": lambda: random_packed(130, 256, 128, bits=8),
-    "8 bits, bfloat16 scales": lambda: random_packed(
-        48, 160, 64, bits=8, scale=1e-20, scale_dtype="bfloat16"
-    ),
-    "3 bits": lambda: random_packed(40, 256, 128, bits=3),
-    "5 bits": lambda: random_packed(40, 256, 128, bits=5),
-}
 
 
 def levels():
@@ -290,6 +277,8 @@ def test_misuse():
     with pytest.raises(ParameterError, match="a choice of backend 'native', and 'numpy'"):
         gemm(x, packed, "numpy", activations="int8")
     weight = stream_weight(packed)
+    with pytest.raises(ParameterError, match="x is float64; the kernels take arrays of float32"):
+        native.matmul(x.astype(np.float64), weight)
     with pytest.raises(ParameterError, match="threads is 0"):
         native.matmul(x, weight, threads=0)
     with pytest.raises(ParameterError, match="no level 'sse9'.*portable"):
@@ -391,6 +380,19 @@ def test_linear_precision(linear):
         assert relative_error(linear(x).numpy(), exact) <= limit
     half = linear(x.bfloat16())
     assert half.dtype == torch.bfloat16 and relative_error(half.double().numpy(), exact) <= 1e-2
+
+
+def test_linear_takes_tokens_of_any_shape(linear):
+    x = torch.randn(2, 3, 256)
+    rows = linear(x.reshape(6, 256))
+    assert torch.equal(linear(x).reshape(6, 128), rows)
+    swapped = x.transpose(0, 1)
+    assert not swapped.is_contiguous()
+    assert torch.equal(linear(swapped), linear(x).transpose(0, 1))
+    assert linear(torch.empty(2, 0, 256)).shape == (2, 0, 128)
+    assert torch.equal(linear(x[0, 0]), linear(x[:1, 0])[0])
+    with pytest.raises(DeviceError, match="x is on meta, weight of layers.0.up is on cpu"):
+        linear(torch.empty(2, 256, device="meta"))
 
 
 def test_linear_from_several_threads_at_first_use(linear):

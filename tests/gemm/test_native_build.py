@@ -1,6 +1,7 @@
 """Compiling the native kernels: compilers, the cache, what is said when it fails."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,17 @@ def test_error_names_file_and_line(cache, quick):
 
 
 @needs_compiler
+def test_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, tmp_path):
+    old = tmp_path / "old"
+    real = native_build.find_compiler()
+    old.write_text(f'#!/bin/sh\ncase "$*" in *-mamx*) exit 1;; esac\nexec {" ".join(real)} "$@"\n')
+    old.chmod(0o755)
+    levels = {"native_amx.cpp": ("-mamx-tile",), "native_other.cpp": ("-O1",)}
+    known, told = native_build._known_levels([str(old)], levels)
+    assert known == {"native_other.cpp": ("-O1",)} and told == ["-DAWQ_WITHOUT_AMX"]
+
+
+@needs_compiler
 def test_compiler_that_hangs(cache, quick, monkeypatch, tmp_path):
     slow = tmp_path / "slow"
     slow.write_text("#!/bin/sh\nexec sleep 30\n")
@@ -138,6 +150,25 @@ def test_sources_need_no_torch():
     kernels = Path(native_build.__file__).resolve().parents[2] / "kernels"
     for source in kernels.glob("native_*"):
         assert "torch/" not in source.read_text(), source.name
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
+def test_amx_level_holds_every_tile_instruction(tmp_path):
+    compiler = native_build.find_compiler()
+    levels = native_build.LEVELS.get(platform.machine(), {})
+    known, _ = native_build._known_levels(compiler, levels)
+    if "native_amx.cpp" not in known:
+        pytest.skip("this compiler has no AMX")
+    source = Path(native_build.__file__).parents[2] / "kernels" / "native_amx.cpp"
+    target = tmp_path / "amx.o"
+    flags = (*native_build.FLAGS, *known["native_amx.cpp"])
+    subprocess.run([*compiler, *flags, "-c", str(source), "-o", str(target)], check=True)
+    listing = subprocess.run(["objdump", "-d", target], capture_output=True, text=True).stdout
+    for name in ("ldtilecfg", "tilerelease", "tileloadd", "tilestored", "tilezero"):
+        assert name in listing
+    for name in ("tdpbssd", "tdpbusd", "tdpbsud", "tdpbuud"):
+        assert name in listing
 
 
 @needs_compiler
