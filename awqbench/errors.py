@@ -55,6 +55,10 @@ class ResumeError(AwqbenchError, ValueError):
     """An unfinished run cannot go on: its settings differ from those asked for now."""
 
 
+class MemoryLimitError(AwqbenchError, MemoryError):
+    """The work does not fit into the memory that it may use; names the stage and its bytes."""
+
+
 class TraceError(AwqbenchError, ValueError):
     """A model cannot be taken apart block by block."""
 
@@ -65,3 +69,27 @@ class NotebookError(AwqbenchError, ValueError):
 
 class ClusterError(AwqbenchError, RuntimeError):
     """Workers cannot be reached, or were lost more often than is chance."""
+
+
+class RecordError(AwqbenchError, ValueError):
+    """A record of measurements is not what it should be; names the file and the line."""
+
+
+class RecordSchemaError(RecordError):
+    """A field of a record is missing, unknown, or of the wrong kind."""
+
+
+class RecordSealError(RecordError):
+    """A record was changed after it was written: its seal is not that of its content."""
+
+
+class RecordConsistencyError(RecordError):
+    """Numbers of a record contradict one another, or another record of the same case."""
+
+
+class RecordDigestError(RecordError):
+    """The output recorded for an exact kernel is not the output of that kernel."""
+
+
+class EmulatedTimingError(RecordError):
+    """A time from an emulated processor was asked for; it says nothing about the real one."""

@@ -9,13 +9,15 @@ import pytest
 import awqbench
 
 # From the ground up. A package stands for its modules, but for those named apart:
-# `bench.machine` says what machine a run was made on, so the rooms that write runs know it.
+# `bench.machine` (of `bench.cpuinfo` and `bench.isa`) says what machine a run was made on, so
+# the rooms that write runs know it.
 # `awqbench` is the public names, which reach every room before them.
 ORDER = [
     "errors",
     "devices",
     "rooms",
     "progress",
+    "sizes",
     "cluster",
     "numerics",
     "grid",
@@ -31,6 +33,8 @@ ORDER = [
     "model",
     "quant_linear",
     "linear",
+    "bench.cpuinfo",
+    "bench.isa",
     "bench.machine",
     "quantize",
     "inspect",

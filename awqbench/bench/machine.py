@@ -8,28 +8,15 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Instruction sets that some compute path of this package, or a peer's, can use.
-ISA_FLAGS = (
-    "avx2",
-    "avx_vnni",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_int8",
-    "amx_bf16",
-    "asimddp",
-    "bf16",
-    "i8mm",
-    "sve",
-    "sve2",
-    "sme",
-)
+from awqbench.bench.cpuinfo import read_first_cpu
+from awqbench.bench.isa import isa_flags
+
 PACKAGES = (
     "awqbench",
     "numpy",
@@ -81,7 +68,7 @@ class MachineRecord:
     arch : str
         Such as ``x86_64`` or ``aarch64``.
     isa : tuple of str
-        Those of `ISA_FLAGS` that the CPU has.
+        Names of `awqbench.bench.isa` that the CPU has.
     cores_logical, cores_usable : int
         In the machine, and open to this process by its affinity.
     cpu_quota : float or None
@@ -136,8 +123,6 @@ def machine_record() -> MachineRecord:
     >>> machine_record().cores_usable >= 1
     True
     """
-    import psutil
-
     logical = os.cpu_count() or 1
     has_affinity = hasattr(os, "sched_getaffinity")
     commit, dirty = git_state(Path(__file__).resolve().parents[2])
@@ -150,7 +135,7 @@ def machine_record() -> MachineRecord:
         cores_logical=logical,
         cores_usable=len(os.sched_getaffinity(0)) if has_affinity else logical,
         cpu_quota=cpu_quota(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")),
-        ram_bytes=psutil.virtual_memory().total,
+        ram_bytes=_memory_bytes(),
         gpus=gpus,
         gpu_driver=driver,
         os=_operating_system(),
@@ -162,47 +147,40 @@ def machine_record() -> MachineRecord:
     )
 
 
+def _memory_bytes() -> int:
+    if hasattr(os, "sysconf"):  # psutil has no build for every emulated machine
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
 @cache
 def _cpu() -> tuple[str, tuple[str, ...]]:
-    proc = Path("/proc/cpuinfo")
-    name, flags = parse_cpuinfo(proc.read_text() if proc.exists() else "")
-    if not name or not flags:
+    name = cpu_name(read_first_cpu())
+    if not name:
         # py-cpuinfo starts processes and takes up to a second, hence only where needed.
         import cpuinfo
 
-        info = cpuinfo.get_cpu_info()
-        name = name or info.get("brand_raw", "unknown")
-        flags = flags or set(info.get("flags", ()))
-    return name, tuple(flag for flag in ISA_FLAGS if flag in flags)
+        name = cpuinfo.get_cpu_info().get("brand_raw", "unknown")
+    return name, tuple(flag for flag, has in isa_flags().items() if has is True)
 
 
-def parse_cpuinfo(text: str) -> tuple[str, set[str]]:
-    r"""Read CPU name and flags from the text of ``/proc/cpuinfo``.
+def cpu_name(first: Mapping[str, str]) -> str:
+    """Return the model name that entries of /proc/cpuinfo tell, "" where they do not.
 
     Parameters
     ----------
-    text : str
-
-    Returns
-    -------
-    tuple of (str, set of str)
-        Of the first CPU; empty where the text does not tell.
+    first : mapping
+        Of `awqbench.bench.cpuinfo.first_cpu`.
 
     Examples
     --------
-    >>> name, flags = parse_cpuinfo("Features : asimddp i8mm\nCPU implementer : 0x41\n"
-    ...                             "CPU part : 0xd4f")
-    >>> name, sorted(flags)
-    ('Arm Neoverse-V2', ['asimddp', 'i8mm'])
+    >>> cpu_name({"CPU implementer": "0x41", "CPU part": "0xd4f"})
+    'Arm Neoverse-V2'
     """
-    first: dict[str, str] = {}
-    for line in text.splitlines():
-        key, colon, value = line.partition(":")
-        if colon:
-            first.setdefault(key.strip(), value.strip())
     part = _ARM_PARTS.get((first.get("CPU implementer", ""), first.get("CPU part", "")), "")
-    flags = first.get("flags") or first.get("Features", "")
-    return first.get("model name") or part, set(flags.split())
+    return first.get("model name") or part
 
 
 def cpu_quota(cgroup_root: Path, own_cgroup: Path) -> float | None:

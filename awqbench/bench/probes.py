@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,7 +178,7 @@ def measure_ceilings(*, nbytes: int | None = None, rounds: int = 5) -> Ceilings:
 def limited_threads(threads: int | None) -> Iterator[None]:
     """Give torch, NumPy's BLAS and numexpr so many threads, and back what they had.
 
-    The native backend takes torch's number.
+    The native backend takes torch's number. Where torch is not installed it is left out.
 
     Parameters
     ----------
@@ -194,15 +196,18 @@ def limited_threads(threads: int | None) -> Iterator[None]:
     if threads < 1:
         raise ParameterError(f"threads is {threads}; at least 1 is needed.")
     import numexpr
-    import torch
     from threadpoolctl import threadpool_limits
 
-    before, before_numexpr = torch.get_num_threads(), numexpr.get_num_threads()
+    torch = import_module("torch") if find_spec("torch") else None
+    before = torch.get_num_threads() if torch else None
+    before_numexpr = numexpr.get_num_threads()
     with threadpool_limits(threads):
         try:
-            torch.set_num_threads(threads)
+            if torch:
+                torch.set_num_threads(threads)
             numexpr.set_num_threads(min(threads, numexpr.MAX_THREADS))
             yield
         finally:
-            torch.set_num_threads(before)
+            if torch:
+                torch.set_num_threads(before)
             numexpr.set_num_threads(before_numexpr)

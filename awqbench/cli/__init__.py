@@ -17,7 +17,9 @@ from awqbench.cli import (  # noqa: F401
     inspect,
     plan,
     quantizing,
+    records,
     reports,
+    suggest,
     sweep,
     tensor_parallel,
 )

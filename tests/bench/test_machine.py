@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from awqbench.bench.cpuinfo import first_cpu
 from awqbench.bench.machine import (
     THREAD_VARIABLES,
+    cpu_name,
     cpu_quota,
     git_state,
     machine_record,
-    parse_cpuinfo,
 )
 
 
@@ -42,14 +43,12 @@ def test_thread_settings_are_those_of_now(monkeypatch):
 
 def test_reads_an_x86_cpuinfo():
     text = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 amx_int8\n\n"
-    assert parse_cpuinfo(text + "model name\t: other") == (
-        "Some CPU @ 2 GHz",
-        {"fpu", "avx2", "amx_int8"},
-    )
+    first = first_cpu(text + "model name\t: other")
+    assert cpu_name(first) == "Some CPU @ 2 GHz" and first["flags"] == "fpu avx2 amx_int8"
 
 
 def test_an_unknown_arm_part_has_no_name():
-    assert parse_cpuinfo("CPU implementer : 0x99\nCPU part : 0x1\nFeatures : sve") == ("", {"sve"})
+    assert cpu_name({"CPU implementer": "0x99", "CPU part": "0x1", "Features": "sve"}) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Records of this and other machines: one JSON object a line, sealed, and comparable."""
