@@ -1,1 +1,1 @@
-"""Kernel sources, compiled where they run: *.cu with CuPy, *.cpp with the system compiler."""
+"""Kernel sources, compiled where they run: *.cu by NVRTC, *.cpp by the system compiler."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 BACKENDS = ("numpy", "numexpr", "torch", "native", "cuda")
-# What a loaded driver leaves on Linux, under WSL and on Windows. (ctypes.util.find_library
-# would start a compiler to look: 20 ms.)
-_DRIVER_TRACES = (
-    "/proc/driver/nvidia/version",
-    "/dev/dxg",
-    "C:/Windows/System32/nvcuda.dll",
-)
 
 
 def gemm(
@@ -45,9 +37,10 @@ def gemm(
         Any strides; no tokens and a single token without a leading dimension are fine.
     packed : PackedWeight
         (N, K). A repacked form of it is kept for as long as it lives.
-    backend : {"auto", "numpy", "numexpr", "torch", "native"}
-        "auto" is native on the CPU where it can be built (at the first call, in seconds); else,
-        and where a gradient is wanted, NumPy for an array and torch for a tensor.
+    backend : {"auto", "numpy", "numexpr", "torch", "native", "cuda"}
+        "auto" is native on the CPU where it can be built (at the first call, in seconds), and
+        cuda for float16 and bfloat16 tokens on a GPU; else, and where a gradient is wanted,
+        NumPy for an array and torch for a tensor.
     activations : {"int16", "float32", "int8"}, optional
         What the native backend makes of x, per token and group: relative Frobenius errors of
         at most about 1e-4, 1e-6 and 1e-2. Default "int16" where x is float16 or bfloat16 or
@@ -62,14 +55,16 @@ def gemm(
     Raises
     ------
     AlignmentError
-        If the last dimension of x is not K.
+        If the last dimension of x is not K; or if `backend` is "cuda" and the weight's groups
+        are not whole rows, nor of a multiple of 32.
     ParameterError
         If x is not floating point, `backend` is no backend, or `activations` are given to
-        another backend than native.
+        another backend than native; or if `backend` is "cuda" and x float32 or float64.
     BackendError
         If `backend` is not available; gives the reason.
     DeviceError
-        If x lies on an accelerator that the backend cannot reach.
+        If x lies on an accelerator that the backend cannot reach, or on the CPU and `backend`
+        is "cuda".
 
     Examples
     --------
@@ -85,6 +80,8 @@ def gemm(
     flat = x.reshape(-1, packed.in_features)
     if chosen == "native":
         y = _by_native(flat, packed, activations, is_named=backend == "native")
+    elif chosen == "cuda":
+        y = _by_cuda(flat, packed, is_named=backend == "cuda")
     elif chosen == "torch":
         y = _by_torch(flat, packed)
     else:
@@ -117,7 +114,32 @@ def choose_backend(
     is_tensor = _is_tensor(x)
     if (not is_tensor or native.takes(x)) and native.is_usable():
         return "native"
+    if is_tensor and x.is_cuda and _takes_cuda(x):
+        return "cuda"
     return "torch" if is_tensor else "numpy"
+
+
+def _takes_cuda(x: torch.Tensor) -> bool:
+    from awqbench.gemm import cuda
+
+    return not cuda.why_absent() and cuda.takes(x)
+
+
+def _by_cuda(x: np.ndarray | torch.Tensor, packed: PackedWeight, *, is_named: bool) -> torch.Tensor:
+    from awqbench.gemm import cuda, cuda_layout
+
+    if not _is_tensor(x):
+        raise DeviceError(
+            "x is an ndarray, in the CPU's memory, and backend 'cuda' computes on a GPU; pass a "
+            "tensor there, torch.from_numpy(x).half().cuda(), or choose backend='native'."
+        )
+    cuda.check_tokens(x)
+    if not is_named and cuda_layout.why_not(packed):
+        return _by_torch(x, packed)
+    weight = cached_form(
+        packed, ("cuda", str(x.device)), lambda source: cuda.to_device(source, x.device)
+    )
+    return cuda.matmul(x, weight)
 
 
 def _by_native(
@@ -235,11 +257,9 @@ def _why_absent(backend: str) -> str:
 
         return native.why_absent()
     if backend == "cuda":
-        if not any(Path(trace).exists() for trace in _DRIVER_TRACES):
-            return "no NVIDIA driver is loaded on this machine."
-        if find_spec("cupy") is None:
-            return "CuPy is not installed; pip install 'awqbench[cuda]'."
-        return "it is not built in this version."
+        from awqbench.gemm import cuda
+
+        return cuda.why_absent()
     return ""
 
 
