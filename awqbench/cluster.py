@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from awqbench.errors import ClusterError, ParameterError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 _ANSWER_WITHIN_S = 10
 # Libraries that start threads of their own in every worker.
@@ -153,7 +153,17 @@ def run_tasks(
             client.cancel(list(futures))
 
 
-def result_of(future, what: str) -> Any:
+def wait_for_any(futures: list[Future]) -> None:
+    """Wait until one of some tasks is done, or their scheduler is gone."""
+    from concurrent.futures import CancelledError
+
+    from distributed import wait
+
+    with suppress(CancelledError):  # `result_of` says what happened
+        wait(futures, return_when="FIRST_COMPLETED")
+
+
+def result_of(future: Future, what: str) -> Any:
     """Return a finished future's result.
 
     Parameters

@@ -8,7 +8,8 @@ intercepted, and their arguments are kept.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from awqbench.errors import ParameterError, TraceError
 from awqbench.model_build import (
@@ -91,11 +92,13 @@ class BlockRunner:
         self.n_blocks = len(self._blocks)
         self._reader = WeightReader(ckpt, self._model, dtype=self.dtype, device=self.device)
         self._reader.fill_buffers(self._model, "", skip=self.prefix)
+        self._calls: list[BlockCall] = []
         self._to_read = self._stages()
+        self._embedding_names = tuple(self._to_read["embedding"])
         # Neither the embedding nor the head is read before it is needed: in float32 each
         # can be larger than many blocks.
         self._read_stage("body")
-        like = torch.ones(self._embedding_width, dtype=self.dtype, device=self.device)
+        like = torch.ones(self.hidden_size, dtype=self.dtype, device=self.device)
         self._as_tuple = takes_tuples(self._body, self._blocks, like)
 
     def block_name(self, i: int) -> str:
@@ -190,7 +193,7 @@ class BlockRunner:
         import torch
 
         generator = torch.Generator().manual_seed(seed)
-        shape = (n, seq, self._embedding_width)
+        shape = (n, seq, self.hidden_size)
         embeds = torch.randn(shape, generator=generator).to(self.device, self.dtype)
         inputs = self._capture(inputs_embeds=embeds)
         hidden = torch.randn(inputs.hidden.shape, generator=generator)
@@ -269,8 +272,27 @@ class BlockRunner:
         return self._model.get_input_embeddings().weight.shape[0]
 
     @property
-    def _embedding_width(self) -> int:
+    def hidden_size(self) -> int:
+        """Width of the embedding, and of hidden states where a model does not widen them."""
         return self._model.get_input_embeddings().weight.shape[1]
+
+    def block_elements(self, i: int) -> int:
+        """Return how many numbers the parameters of block i hold; tied ones count once."""
+        return sum(p.numel() for p in self._blocks[self._checked(i)].parameters())
+
+    def release_embedding(self) -> None:
+        """Drop the embedding's weights; they are read again when they are needed."""
+        from torch import nn
+
+        meta = {}
+        for name in self._embedding_names:
+            owner, _, leaf = name.rpartition(".")
+            module = self._model.get_submodule(owner)
+            param = module._parameters[leaf]
+            # One object for tied parameters, so that they are tied when read again.
+            fresh = meta.setdefault(id(param), nn.Parameter(param.to("meta"), requires_grad=False))
+            module._parameters[leaf] = fresh
+        self._to_read["embedding"] = list(self._embedding_names)
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < self.n_blocks:
@@ -288,7 +310,12 @@ class BlockRunner:
 
         with intercepted(self._blocks, keep, as_tuple=self._as_tuple):
             self._body(**inputs, use_cache=False)
-        return BlockInputs(hidden[0], tuple(calls))
+        # Batches of one shape are mostly called alike: masks and rotary tables are kept once.
+        self._calls = [
+            BlockCall(*_shared(tuple(call), tuple(before)))
+            for call, before in zip_longest(calls, self._calls, fillvalue=())
+        ]
+        return BlockInputs(hidden[0], tuple(self._calls))
 
     def _stages(self) -> dict[str, list[str]]:
         """Sort the parameters outside the blocks by when they are needed."""
@@ -307,3 +334,21 @@ class BlockRunner:
         names = self._to_read.pop(stage, [])
         if names:
             self._reader.fill(self._model, "", names)
+
+
+def _shared(now: Any, before: Any) -> Any:
+    """Return nested arguments with each tensor that equals the one before taken from there."""
+    import torch
+
+    if torch.is_tensor(now):
+        is_same = (
+            torch.is_tensor(before)
+            and (now.shape, now.dtype, now.device) == (before.shape, before.dtype, before.device)
+            and torch.equal(now, before)
+        )
+        return before if is_same else now
+    if type(now) is dict and type(before) is dict:
+        return {key: _shared(value, before.get(key)) for key, value in now.items()}
+    if type(now) is type(before) and type(now) in (list, tuple):
+        return type(now)(_shared(n, b) for n, b in zip_longest(now, before[: len(now)]))
+    return now

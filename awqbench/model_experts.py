@@ -8,6 +8,8 @@ has the experts one by one, under the names that files have.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -41,6 +43,11 @@ class Expert(nn.Module):
         """Return the MLP of x, (..., hidden_size)."""
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
+    def unseen(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the MLP of x without calling the linears' hooks."""
+        inner = self.act_fn(self.gate_proj.forward(x)) * self.up_proj.forward(x)
+        return self.down_proj.forward(inner)
+
 
 class Experts(nn.Module):
     """Experts ``0``, ``1``, ... of a layer, called as transformers' fused module is.
@@ -49,7 +56,14 @@ class Experts(nn.Module):
     ----------
     num_experts, hidden_size, intermediate_size : int
     act_fn : torch.nn.Module
+
+    Attributes
+    ----------
+    routing : {"real", "seen", "mixed"}
+        How tokens reach experts; see `every_expert`.
     """
+
+    routing = "real"
 
     def __init__(
         self, num_experts: int, hidden_size: int, intermediate_size: int, act_fn: nn.Module
@@ -74,15 +88,58 @@ class Experts(nn.Module):
         -------
         (tokens, hidden_size) torch.Tensor
         """
+        if self.routing == "mixed":
+            return self._mixed(hidden_states, top_k_index, top_k_weights)
+        if self.routing == "seen":
+            for i in range(self.num_experts):
+                self.get_submodule(str(i))(hidden_states)
         total = torch.zeros_like(hidden_states)
         for i in torch.unique(top_k_index).tolist():
             if i >= self.num_experts:  # a place that is masked out
                 continue
             token, place = torch.where(top_k_index == i)
-            output = self.get_submodule(str(i))(hidden_states[token])
-            output = output * top_k_weights[token, place, None]
+            expert = self.get_submodule(str(i))
+            run = expert if self.routing == "real" else expert.unseen
+            output = run(hidden_states[token]) * top_k_weights[token, place, None]
             total.index_add_(0, token, output.to(total.dtype))
         return total
+
+    def _mixed(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the sum of all experts, each by its routing weight and an even share."""
+        count = self.num_experts
+        share = hidden_states.new_full((len(hidden_states), count + 1), 1 / count)
+        index = top_k_index.clamp(max=count)  # the last column takes masked places
+        share = share.scatter_add(1, index, top_k_weights.to(share.dtype))
+        outputs = (
+            self.get_submodule(str(i))(hidden_states) * share[:, i, None] for i in range(count)
+        )
+        return sum(outputs, torch.zeros_like(hidden_states))
+
+
+@contextmanager
+def every_expert(module: nn.Module, *, mixed: bool = False) -> Iterator[None]:
+    """Send every token through every expert of a module for a while, for hooks to see.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A block or model with `Experts`; without any, nothing changes.
+    mixed : bool
+        False: the output stays, bit for bit, that of the real routing, which is computed
+        apart; for statistics of experts that a text does not reach. True: every expert has
+        its routing weight plus an even share in the output, so that a change in any expert
+        or in the router shows in it; for proofs.
+    """
+    found = [m for m in module.modules() if isinstance(m, Experts)]
+    try:
+        for experts in found:
+            experts.routing = "mixed" if mixed else "seen"
+        yield
+    finally:
+        for experts in found:
+            experts.routing = "real"
 
 
 def unfuse_experts(model: nn.Module) -> int:

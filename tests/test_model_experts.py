@@ -4,62 +4,18 @@ import json
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
+from tiny_experts import CONFIGS, N_EXPERTS, save_model
 
 import awqbench as ab
 from awqbench.formats.checkpoint import open_checkpoint
+from awqbench.formats.fused import split_experts
+from awqbench.formats.headers import TensorInfo
 from awqbench.formats.layouts.awq import quantization_config, write_linear
 from awqbench.model_build import build_skeleton
-from awqbench.model_experts import Experts, name_in_model, unfuse_experts
+from awqbench.model_experts import Experts, every_expert, name_in_model, unfuse_experts
 
-SIZES = dict(
-    vocab_size=128,
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_experts_per_tok=2,
-    max_position_embeddings=64,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
-CONFIGS = {
-    "qwen3_moe": (
-        "Qwen3MoeConfig",
-        dict(
-            num_experts=5,
-            moe_intermediate_size=32,
-            head_dim=16,
-            intermediate_size=96,
-            mlp_only_layers=[1],
-        ),
-    ),
-    "qwen2_moe": (
-        "Qwen2MoeConfig",
-        dict(
-            num_experts=5,
-            moe_intermediate_size=32,
-            shared_expert_intermediate_size=64,
-            intermediate_size=96,
-        ),
-    ),
-    "mixtral": ("MixtralConfig", dict(num_local_experts=5, intermediate_size=32, head_dim=16)),
-}
 TOKENS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(1))
-
-
-def save_model(architecture, folder):
-    name, sizes = CONFIGS[architecture]
-    torch.manual_seed(0)
-    config = getattr(transformers, name)(**SIZES | sizes)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for param in model.parameters():
-            param.copy_(torch.randn_like(param) * param.shape[-1] ** -0.5 + (param.ndim == 1))
-    model.save_pretrained(folder)
-    return model
 
 
 def quantized_copy(source, folder):
@@ -136,3 +92,81 @@ def test_experts_take_masked_places_and_no_tokens():
 def test_names_of_other_modules_stay():
     for name in ("model.layers.0.mlp.w1.weight", "lm_head.weight", "model.experts.w1"):
         assert name_in_model(name) == name
+
+
+def random_experts(seed):
+    torch.manual_seed(seed)
+    experts = Experts(4, 8, 16, torch.nn.SiLU()).to_empty(device="cpu")
+    for param in experts.parameters():
+        torch.nn.init.normal_(param)
+    weights, index = torch.randn(9, 4).softmax(dim=1)[:, :3].topk(2)  # none goes to expert 3
+    return experts, torch.randn(9, 8), index, weights
+
+
+@torch.no_grad()
+def test_every_expert_sees_every_token_and_the_output_stays():
+    experts, x, index, weights = random_experts(0)
+    expected = experts(x, index, weights)
+    seen = {}
+    for i in range(4):
+        for linear in ("gate_proj", "down_proj"):
+            path = f"{i}.{linear}"
+            experts.get_submodule(path).register_forward_pre_hook(
+                lambda _m, args, path=path: seen.setdefault(path, []).append(args[0].clone())
+            )
+    with every_expert(experts):
+        output = experts(x, index, weights)
+    assert torch.equal(output, expected)
+    assert {path: len(calls) for path, calls in seen.items()} == dict.fromkeys(seen, 1)
+    assert len(seen) == 8 and all(len(calls[0]) == 9 for calls in seen.values())
+    assert torch.equal(seen["3.gate_proj"][0], x)
+    seen.clear()
+    experts(x, index, weights)  # as before, once the context is left
+    assert "3.gate_proj" not in seen and len(seen["0.gate_proj"][0]) < 9
+
+
+@torch.no_grad()
+def test_mixed_routing_is_routing_plus_an_even_share():
+    experts, x, index, weights = random_experts(1)
+    index[0, 1] = 4  # a place that is masked out
+    with every_expert(experts, mixed=True):
+        mixed = experts(x, index, weights)
+    every = sum(experts.get_submodule(str(i))(x) for i in range(4)) / 4
+    torch.testing.assert_close(mixed, experts(x, index, weights) + every)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_fused_files_are_read_expert_by_expert(architecture, tmp_path):
+    model = save_model(architecture, tmp_path / "parts")
+    model.save_pretrained(tmp_path / "fused", save_original_format=False)
+    stored = load_file(tmp_path / "fused" / "model.safetensors")
+    assert stored["model.layers.0.mlp.experts.gate_up_proj"].shape == (N_EXPERTS, 64, 64)
+    parts, fused = (open_checkpoint(tmp_path / name) for name in ("parts", "fused"))
+    assert parts.tensors.keys() == fused.tensors.keys()
+    assert parts.nbytes == fused.nbytes
+    for name in parts.tensors:
+        assert torch.equal(parts.read(name), fused.read(name)), name
+    logits = ab.load_model(fused)(TOKENS).logits
+    torch.testing.assert_close(logits, model(TOKENS).logits)
+
+
+def fused_headers(gate_up, down, dtype="bfloat16", names=("gate_up_proj", "down_proj"), more=()):
+    names = [f"model.layers.0.mlp.experts.{name}" for name in names]
+    shapes = dict(zip(names, (gate_up, down), strict=True)) | {name: (2,) for name in more}
+    return {
+        n: TensorInfo(n, s, dtype, "f", 0, 2 * torch.Size(s).numel()) for n, s in shapes.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        fused_headers((2, 8, 12), (2, 6, 8)),  # transposed, as Llama 4 has them
+        fused_headers((2, 12, 8), (2, 8, 6), more=["model.layers.0.mlp.experts.gate_up_proj_bias"]),
+        fused_headers((2, 12, 8), (2, 8, 6), dtype="int8"),
+        fused_headers((2, 12, 8), (3, 8, 6)),
+        fused_headers((2, 12, 8), (2, 8, 6), names=("gate_up_proj", "down")),
+    ],
+)
+def test_other_fused_tensors_stay_as_they_are(headers):
+    assert split_experts(headers) == headers

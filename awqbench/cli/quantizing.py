@@ -9,12 +9,21 @@ from typing import Annotated
 import typer
 
 from awqbench.cli.app import INTERRUPTED, JsonOption, ModelArgument, app
+from awqbench.cli.sweep import SchedulerOption, WorkersOption
 
 TextOption = Annotated[
     str, typer.Option(help="'stdlib', a text file, a .jsonl file, or datasets:NAME.")
 ]
 SamplesOption = Annotated[int, typer.Option(help="Calibration windows.")]
 SeqLenOption = Annotated[int, typer.Option(help="Tokens in a window.")]
+AllExpertsOption = Annotated[
+    bool,
+    typer.Option(
+        "--route-all-experts", help="Of a mixture: every token's statistics for every expert."
+    ),
+]
+# Linears with an alarm that are named one by one; a mixture can have thousands.
+_MOST_ALARMS = 20
 
 
 @app.command()
@@ -24,15 +33,19 @@ def calibrate(
     text: TextOption = "stdlib",
     n_samples: SamplesOption = 128,
     seq_len: SeqLenOption = 512,
+    route_all_experts: AllExpertsOption = False,
 ) -> None:
     """Collect statistics of a model on a text, once, for every later quantization."""
     import awqbench as ab
+    from awqbench.quantize.experts import coverage_lines, expert_coverage
 
     ckpt = ab.open_checkpoint(model)
     ckpt.require_full_precision()
     tokens = ab.text_tokens(ckpt, text, n_samples=n_samples, seq_len=seq_len)
-    stats = ab.calibrate(ckpt, tokens, out)
+    stats = ab.calibrate(ckpt, tokens, out, route_all_experts=route_all_experts)
     typer.echo(f"{stats.n_blocks} blocks, {stats.n_tokens:,} tokens: {out}")
+    for line in coverage_lines(expert_coverage(stats)):
+        typer.echo(line)
 
 
 @app.command()
@@ -45,7 +58,9 @@ def quantize(
     text: TextOption = "stdlib",
     n_samples: SamplesOption = 128,
     seq_len: SeqLenOption = 512,
-    group_size: Annotated[int, typer.Option(help="Input channels that share a scale.")] = 128,
+    group_size: Annotated[
+        int | None, typer.Option(help="Input channels that share a scale; default 128.")
+    ] = None,
     layout: Annotated[
         str,
         typer.Option(help="awq-gemm, awq-gemv, gptq, gptq-v2, compressed-tensors or chatglm."),
@@ -54,11 +69,39 @@ def quantize(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Another setting, such as rounding=gptq."),
     ] = None,
+    rules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rule",
+            metavar="PATTERN=CHANGES",
+            help=r"Of single linears, such as 'down_proj=bits:8,group_size:64' or "
+            r"'layers\.0\.=skip'; the first that matches counts; repeat.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with an unfinished run.")] = True,
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(help="Do a block of the finished OUT again, such as model.layers.7."),
+    ] = None,
+    keep_stats: Annotated[
+        Path | None, typer.Option(help="Folder to leave the statistics in; else they are dropped.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="What the run may take, such as 6GiB; else most of it.")
+    ] = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each process; the same number gives the same bytes."),
+    ] = None,
+    route_all_experts: AllExpertsOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run record.")] = False,
 ) -> None:
     """Quantize a model; a run that is stopped goes on when called again."""
     import awqbench as ab
+    from awqbench.quantize.experts import coverage_lines, coverage_of_run
+    from awqbench.quantize.publish import RECORD
     from awqbench.report.parameters import parse_settings
 
     ckpt = ab.open_checkpoint(model)
@@ -67,12 +110,22 @@ def quantize(
     if layout == "chatglm":
         _quantize_chatglm(ckpt, out, given, as_json)
         return
-    changes = {"group_size": group_size, "layout": layout} | _typed_settings(given)
+    changes = _typed_settings(given) | ({} if group_size is None else {"group_size": group_size})
+    changes |= {"rules": tuple(rules)} if rules else {}
     tokens = None
     if stats is None:
         tokens = ab.text_tokens(ckpt, text, n_samples=n_samples, seq_len=seq_len)
+    shared = {"stats": stats, "tokens": tokens, "max_memory": max_memory}
     try:
-        record = ab.quantize(ckpt, out, stats=stats, tokens=tokens, resume=resume, **changes)
+        if redo:
+            from awqbench.quantize.redo import redo as redo_blocks
+
+            record = redo_blocks(ckpt, out, redo, **shared, **changes)
+        else:
+            shared |= {"resume": resume, "keep_stats": keep_stats, "layout": layout}
+            shared |= {"workers": workers, "scheduler": scheduler, "threads": threads}
+            shared["route_all_experts"] = route_all_experts
+            record = ab.quantize(ckpt, out, **(shared | changes))
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from the last finished block.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -80,9 +133,13 @@ def quantize(
         typer.echo(json.dumps(record, indent=1))
         return
     linears = record["linears"]
-    for row in linears:
-        if row["alarm"]:
-            typer.echo(f"look at {row['block']}.{row['linear']}: {row['alarm']}")
+    alarms = [row for row in linears if row["alarm"]]
+    for row in alarms[:_MOST_ALARMS]:
+        typer.echo(f"look at {row['block']}.{row['linear']}: {row['alarm']}")
+    if len(alarms) > _MOST_ALARMS:
+        typer.echo(f"and {len(alarms) - _MOST_ALARMS} more, in {RECORD}.json")
+    for line in coverage_lines(coverage_of_run(linears)):
+        typer.echo(line)
     worst = max(linears, key=lambda row: row["output_error"])
     typer.echo(
         f"{len(linears)} linears in {record['times']['total_s']:.0f} s; largest output error "

@@ -18,6 +18,7 @@ from awqbench.formats.config.detect import detect_quantization
 from awqbench.formats.config.fields import read_json
 from awqbench.formats.config.foreign import foreign_by_files
 from awqbench.formats.config.quantization import Quantization
+from awqbench.formats.fused import split_experts
 from awqbench.formats.headers import TensorInfo, shown
 from awqbench.formats.layouts.table import (
     LAYOUTS,
@@ -60,7 +61,7 @@ class Checkpoint:
     config : dict
         What config.json holds.
     tensors : dict of str to TensorInfo
-        Every tensor's shape, dtype and place.
+        Every tensor's shape, dtype and place; of experts that a file has fused, each matrix.
     """
 
     path: Path
@@ -68,40 +69,34 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
 
     def read(self, name: str) -> torch.Tensor:
-        """Read one tensor through a memory map.
+        """Read one tensor.
 
         Returns
         -------
         torch.Tensor
-            A copy, so that the file is not kept open.
+            In memory of its own: the file is not kept open, and no second copy is made.
 
         Raises
         ------
         FormatError
             If there is no such tensor, or its file has changed since it was opened.
         """
-        import mmap
-
         import torch
 
         info = self._info(name)
         dtype = getattr(torch, info.dtype, None)
         if dtype is None:
             raise FormatError(f"tensor {name}: this torch has no dtype {info.dtype}.")
-        if info.size == 0:
-            return torch.empty(info.shape, dtype=dtype)
+        data = torch.empty(info.nbytes, dtype=torch.uint8)
         try:
-            with (
-                info.file.open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
-            ):
-                # A bytearray is the one copy: torch then owns writable memory.
-                data = bytearray(view[info.start : info.stop])
-        except (OSError, ValueError) as error:
+            with info.file.open("rb") as file:
+                file.seek(info.start)
+                n_read = file.readinto(data.numpy())
+        except OSError as error:
             raise FormatError(f"{info.file.name}: cannot be read ({error}).") from error
-        if len(data) < info.nbytes:
+        if n_read < info.nbytes:
             raise FormatError(f"{info.file.name}: truncated since it was opened.")
-        return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+        return data.view(dtype).reshape(info.shape)
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
@@ -263,7 +258,8 @@ def open_checkpoint(source: str | Path | Checkpoint = "tiny") -> Checkpoint:
     if not os.path.isdir(path):  # Path.is_dir raises for a name too long
         path = _download(str(source))
     config = read_json(path / "config.json")
-    return Checkpoint(path=path, config=config, tensors=read_tensors(path))
+    tensors = split_experts(read_tensors(path), str(config.get("model_type", "")))
+    return Checkpoint(path=path, config=config, tensors=tensors)
 
 
 def _download(source: str) -> Path:

@@ -9,6 +9,7 @@ every tensor aligned.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 
 _CODES = {torch_name: code for code, (_, torch_name) in DTYPES.items()}
 _COPY_BYTES = 1 << 22
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk: a crash leaves them."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class _Spooled(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from awqbench.errors import OutputError
 from awqbench.formats.checkpoint import SIDE_FILES, Checkpoint
-from awqbench.formats.shard import ShardWriter
+from awqbench.formats.shard import ShardWriter, flush
 from awqbench.formats.shards import INDEX_FILE, SINGLE_FILE
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class CheckpointWriter:
         Folder to make; must not hold files.
     max_shard_bytes : int
         Bytes of tensor data in a shard.
+    partial : Path, optional
+        The folder that the files are made in, on the same file system; by default a hidden
+        one beside `out`.
 
     Raises
     ------
@@ -65,9 +68,15 @@ class CheckpointWriter:
         If `out` holds files or cannot be written.
     """
 
-    def __init__(self, out: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES):
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        partial: Path | None = None,
+    ):
         self.out = require_new_folder(out)
-        self.partial = self.out.with_name(f".{self.out.name}.partial-{os.getpid()}")
+        self.partial = partial or self.out.with_name(f".{self.out.name}.partial-{os.getpid()}")
         self.max_shard_bytes = max_shard_bytes
         self._shard: ShardWriter | None = None
         self._shards: list[dict[str, int]] = []
@@ -95,6 +104,27 @@ class CheckpointWriter:
             self._shard.add(name, tensor)
         except OSError as error:
             raise OutputError(f"{self.out} cannot be written: {error}") from error
+
+    def adopt(self, file: Path) -> None:
+        """Take a finished safetensors file as a shard, without a second copy on the disk.
+
+        The file itself stays where it is: the shard is a hard link to it (a copy where the
+        file system has no links), so that leaving without `finish` loses nothing.
+        """
+        from awqbench.formats.headers import read_header
+
+        if self._shard is not None:  # it has the next number
+            self._close_shard()
+        shard = self.partial / f"shard-{len(self._shards):05d}"
+        sizes = {name: info.nbytes for name, info in read_header(file).items()}
+        try:
+            try:
+                os.link(file, shard)
+            except OSError:
+                shutil.copyfile(file, shard)
+        except OSError as error:
+            raise OutputError(f"{self.out} cannot be written: {error}") from error
+        self._shards.append(sizes)
 
     def _close_shard(self) -> None:
         try:
@@ -128,14 +158,17 @@ class CheckpointWriter:
         self._write("config.json", json.dumps(config, indent=2, sort_keys=False) + "\n")
         for name, text in texts.items():
             self._write(f"{name}.json", text)
-        if side_files is not None:
-            for name in SIDE_FILES:
+        try:
+            for name in SIDE_FILES if side_files is not None else ():
                 if (side_files.path / name).is_file():
                     shutil.copyfile(side_files.path / name, self.partial / name)
-        try:
+            for file in self.partial.iterdir():
+                flush(file)
+            flush(self.partial)
             if self.out.exists():
                 self.out.rmdir()  # empty, as checked
             self.partial.rename(self.out)
+            flush(self.out.parent)
         except OSError as error:
             raise OutputError(f"{self.out} cannot be made: {error}") from error
         return self.out

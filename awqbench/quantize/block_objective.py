@@ -89,7 +89,8 @@ def block_scales(
 def is_searched(record: SiteRecord, settings: Settings) -> bool:
     """Tell whether a site's scales are chosen by its parent's output."""
     site = record.site
-    return settings.scales == "awq" and site.prev_op is not None and len(site.linears) > 1
+    is_own = site.prev_op is not None and not site.shares
+    return settings.scales == "awq" and is_own and len(site.linears) > 1
 
 
 def parent_of(linears: tuple[str, ...]) -> str:

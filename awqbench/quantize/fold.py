@@ -8,14 +8,17 @@ counts only if the block's output stays the same with it and changes without it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from awqbench.errors import TraceError
-from awqbench.quantize.fold_apply import Site
+from awqbench.quantize.fold_apply import Site, folded
+from awqbench.quantize.fold_experts import by_expert, copies, loose_readers, one_for_all
 from awqbench.quantize.fold_match import Match, find_matches
-from awqbench.quantize.fold_prove import site_difference
+from awqbench.quantize.fold_prove import change_of, random_scales, site_difference
 from awqbench.quantize.fold_trace import Probe, Trace, block_probe, is_norm, trace_block
 
 if TYPE_CHECKING:
@@ -117,18 +120,24 @@ def find_sites(block: torch.nn.Module, probe: Probe, *, locked: Iterable[str] = 
     expected = _check_probe(block, probe)
     locked = set(locked) | _shared_parameters(block)
     trace = trace_block(block, probe.together)
-    matches = find_matches(block, probe, trace, locked=locked)
+    probed = one_for_all(block, trace)
+    matches = find_matches(block, probe, probed, locked=locked)
     sites = []
-    for group in trace.groups:
+    for group in probed.groups:
         width = block.get_submodule(group[0]).in_features
         site = Site(group[0], group, width)
         obstacle = _obstacle(site, trace, locked)
         if obstacle:
-            sites.append(site._replace(reason=obstacle))
+            site = site._replace(reason=obstacle)
         else:
-            proven = _proven(block, site, probe, expected, matches[site.name])
-            reason = proven.reason or _reason(block, site, trace)
-            sites.append(proven if proven.prev_op else proven._replace(reason=reason))
+            readers = loose_readers(block, site, locked)
+            site = _proven(block, site, probe, expected, matches[site.name], readers=readers)
+            if site.prev_op is None:
+                site = site._replace(reason=site.reason or _reason(block, site, trace))
+        sites += by_expert(site)
+        sites += _proven_copies(block, list(copies(block, site)), probe, expected)
+    position = {path: k for k, path in reversed(list(enumerate(trace.order)))}
+    sites.sort(key=lambda site: position[site.name])
     return sites + _unreached(block, trace)
 
 
@@ -147,19 +156,6 @@ def fold_report(sites: Sequence[Site]) -> pd.DataFrame:
         shown = (site.name, ", ".join(site.linears), site.in_features, site.prev_op, site.kind)
         rows.append((*shown, foldable.size, np.unique(foldable).size, site.reason))
     return pd.DataFrame(rows, columns=list(REPORT_COLUMNS))
-
-
-def loose_weights(block: torch.nn.Module) -> list[str]:
-    """Return weights of two or more dimensions that belong to no nn.Linear.
-
-    Experts that transformers holds in one tensor are such: no site covers them.
-    """
-    from torch import nn
-
-    inside = {
-        id(m.weight) for m in block.modules() if isinstance(m, nn.Linear) and m.weight is not None
-    }
-    return [n for n, p in block.named_parameters() if p.ndim > 1 and id(p) not in inside]
 
 
 def _check_probe(block: torch.nn.Module, probe: Probe) -> torch.Tensor:
@@ -205,19 +201,25 @@ def _proven(
     probe: Probe,
     expected: torch.Tensor,
     matches: list[Match],
+    *,
+    readers: tuple[str, ...] = (),
 ) -> Site:
-    """Return the site with its first match that holds, or with why the best one does not."""
+    """Return the site with its first match that holds, or with why the best one does not.
+
+    Where `readers` may read the input too, each match is tried without and with them.
+    """
     failed = ""
-    for match in matches:
-        folded = site._replace(
+    for match, others in product(matches, dict.fromkeys(((), readers))):
+        candidate = site._replace(
             prev_op=match.prev_op,
             kind=match.kind,
             source=match.source,
             reason=_partial(match),
+            readers=others,
         )
-        change, control = site_difference(block, folded, probe.together, expected)
-        if change <= _MAX_CHANGE and change < _MAX_OF_CONTROL * control:
-            return folded
+        change, control = site_difference(block, candidate, probe.together, expected)
+        if _holds(change, control):
+            return candidate
         failed = failed or (
             f"{match.prev_op} feeds more than {', '.join(site.linears)}: with scales folded "
             f"into it the block's output changes by {change:.2g} of its size."
@@ -226,6 +228,29 @@ def _proven(
             "can be proven."
         )
     return site._replace(reason=failed)
+
+
+def _holds(change: float, control: float) -> bool:
+    return change <= _MAX_CHANGE and change < _MAX_OF_CONTROL * control
+
+
+def _proven_copies(
+    block: torch.nn.Module, sites: list[Site], probe: Probe, expected: torch.Tensor
+) -> list[Site]:
+    """Prove the folds of experts that were not probed themselves, all in one run."""
+    if not sites or sites[0].prev_op is None:
+        return sites
+    outputs = []
+    for compensate in (True, False):
+        with ExitStack() as stack:
+            for seed, site in enumerate(sites):
+                scales = random_scales(site, seed=seed)
+                stack.enter_context(folded(block, site, scales, compensate=compensate))
+            outputs.append(probe.together(block))
+    if _holds(*(change_of(output, expected) for output in outputs)):
+        return sites
+    why = "the fold that holds in the first expert does not hold in all others."
+    return [s._replace(prev_op=None, kind=None, source=None, reason=why) for s in sites]
 
 
 def _partial(match: Match) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +37,12 @@ class Site(NamedTuple):
         grouped-query attention; -1 where a channel cannot be folded and keeps scale 1.
     reason : str
         Why the site, or some of its channels, cannot be folded; "" if all can.
+    shares : str
+        Name of the first of several sites that must have the same scales, as a norm before
+        a mixture of experts feeds them all; "" where the scales are the site's own.
+    readers : tuple of str
+        Parameters beside the linears' weights that read the input too (a router's weight),
+        whose columns are scaled with theirs.
     """
 
     name: str
@@ -46,6 +52,33 @@ class Site(NamedTuple):
     kind: str | None = None
     source: np.ndarray | None = None
     reason: str = ""
+    shares: str = ""
+    readers: tuple[str, ...] = ()
+
+
+def joined(sites: Sequence[Site]) -> list[Site]:
+    """Return what is folded at one time: sites that share scales become one site.
+
+    Parameters
+    ----------
+    sites : sequence of Site
+        Of one block.
+
+    Returns
+    -------
+    list of Site
+        The joint site is in the place of the first of its sites, and has its name.
+    """
+    units: dict[str, Site] = {}
+    for site in sites:
+        key = site.shares or site.name
+        if key in units:
+            linears = units[key].linears + site.linears
+            readers = tuple(dict.fromkeys(units[key].readers + site.readers))
+            units[key] = units[key]._replace(linears=linears, readers=readers)
+        else:
+            units[key] = site
+    return list(units.values())
 
 
 def share_scales(site: Site, channel_scales: np.ndarray) -> np.ndarray:
@@ -138,7 +171,7 @@ def folded(
     compensate : bool
         False leaves prev_op as it is: the negative control, whose output must differ.
     """
-    before = {name: param.data for name, param in block.named_parameters()}
+    before = _tensors_of(block, site)
     tensors = dict(before)
     if compensate:
         fold_scales(tensors, site, channel_scales)
@@ -152,6 +185,20 @@ def folded(
     finally:
         for name in touched:
             block.get_parameter(name).data = before[name]
+
+
+def _tensors_of(block: torch.nn.Module, site: Site) -> dict[str, torch.Tensor]:
+    """Return the parameters of a block that a fold of the site changes, by path."""
+    names = [*(f"{linear}.weight" for linear in site.linears), *site.readers]
+    if site.prev_op is not None:
+        names += [f"{site.prev_op}.weight", f"{site.prev_op}.bias"]
+    found = {}
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        param = block.get_submodule(owner)._parameters.get(leaf)
+        if param is not None:
+            found[name] = param.data
+    return found
 
 
 def _checked(site: Site, channel_scales: np.ndarray) -> np.ndarray:
@@ -174,14 +221,14 @@ def _scaled_columns(
     tensors: MutableMapping[str, torch.Tensor], site: Site, scales: np.ndarray
 ) -> dict[str, torch.Tensor]:
     changed = {}
-    for linear in site.linears:
-        weight = _wide(tensors, f"{linear}.weight")
+    for name in (*(f"{linear}.weight" for linear in site.linears), *site.readers):
+        weight = _wide(tensors, name)
         if weight.ndim != 2 or weight.shape[1] != site.in_features:
             raise ParameterError(
-                f"{linear}.weight has shape {list(weight.shape)}; {site.name} needs "
+                f"{name} has shape {list(weight.shape)}; {site.name} needs "
                 f"{site.in_features} columns."
             )
-        changed[f"{linear}.weight"] = weight * weight.new_tensor(scales)
+        changed[name] = weight * weight.new_tensor(scales)
     return changed
 
 

@@ -8,8 +8,11 @@ import numpy as np
 
 from awqbench.errors import OverflowCastError
 from awqbench.formats.layouts.table import write_linear
-from awqbench.quantize.fold_apply import fold_scales
-from awqbench.quantize.site import choose_site, measure, round_site
+from awqbench.quantize.dense import is_quantized
+from awqbench.quantize.fold_apply import fold_scales, joined
+from awqbench.quantize.mixed import choose_linears, round_linears
+from awqbench.quantize.scales_shared import shared_scales
+from awqbench.quantize.site import measure
 from awqbench.quantize.table import alarms, curve_rows, linear_row
 
 if TYPE_CHECKING:
@@ -57,18 +60,26 @@ def quantize_block(
 
     wide = {path: t.float() for path, t in tensors.items() if t.is_floating_point()}
     original = dict(wide)
+    sites = [record.site for record in records]
+    weights_of = {site.name: _weights(site, original, settings, name) for site in sites}
+    every = {path: weight for weights in weights_of.values() for path, weight in weights.items()}
+    shared = shared_scales(records, every, settings, name=name)
     choices: dict[str, SiteChoice] = {}
     for site, moments in records:
-        weights = _weights(site, original, settings, name)
+        weights = weights_of[site.name]
         if not weights:
             continue
-        choice = choose_site(site, moments, weights, settings, name=f"{name}.{site.name}")
+        given = shared.get(site.name)
+        choice = choose_linears(site, moments, weights, settings, block=name, scales=given)
         if site.prev_op is not None:
             scales = storable_scales(site, choice.channel_scales, tensors)
-            fold_scales(wide, site, scales.numpy())
             choice = choice._replace(channel_scales=scales)
         choices[site.name] = choice
-    factors = row_factors([record.site for record in records], choices, original)
+    for unit in joined(sites):
+        mine = [s.name for s in sites if (s.shares or s.name) == unit.name and s.name in choices]
+        if mine and unit.prev_op is not None:
+            fold_scales(wide, unit, choices[mine[0]].channel_scales.numpy())
+    factors = row_factors(sites, choices, original)
     result = QuantizedBlock({}, [], [])
     for site, moments in records:
         if site.name not in choices:
@@ -76,12 +87,14 @@ def quantize_block(
         choice = choices[site.name]
         weights = _weights(site, wide, settings, name)
         result.curves.extend(curve_rows(site, choice))
-        for path, linear in round_site(choice, moments, weights, settings, name=name).items():
+        for path, linear in round_linears(choice, moments, weights, settings, name=name).items():
             effective = torch.from_numpy(linear.packed.dequantize()) / choice.channel_scales
             if path in factors:
                 effective /= factors[path][:, None]
-            error = measure(original[f"{path}.weight"], effective, moments, settings)
+            own = settings.for_linear(f"{name}.{path}")
+            error = measure(original[f"{path}.weight"], effective, moments, own)
             row = linear_row(site, path, choice, linear, error)
+            row |= {"in_features": site.in_features, "tokens": moments.n_tokens}
             result.rows.append(row | {"alarm": alarms(row, site, choice, moments)})
             packed = write_linear(settings.layout, linear.packed)
             result.tensors.update({f"{path}.{part}": t for part, t in packed.items()})
@@ -101,10 +114,11 @@ def quantize_block(
 
 
 def _weights(site: Site, tensors: dict, settings: Settings, name: str) -> dict[str, torch.Tensor]:
+    weights = {path: tensors[f"{path}.weight"] for path in site.linears}
     return {
-        path: tensors[f"{path}.weight"]
-        for path in site.linears
-        if settings.converts(f"{name}.{path}")
+        path: weight
+        for path, weight in weights.items()
+        if is_quantized(path, weight, settings, name)
     }
 
 

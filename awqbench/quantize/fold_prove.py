@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from awqbench.errors import ParameterError
-from awqbench.quantize.fold_apply import Site, folded, share_scales
+from awqbench.quantize.fold_apply import Site, folded, joined, share_scales
 from awqbench.quantize.fold_trace import block_probe
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def site_difference(
         with_fold = run(block)
     with folded(block, site, scales, compensate=False):
         without = run(block)
-    return Difference(_change(with_fold, expected), _change(without, expected))
+    return Difference(change_of(with_fold, expected), change_of(without, expected))
 
 
 def prove_folds(
@@ -88,7 +88,8 @@ def prove_folds(
     ----------
     runner : BlockRunner
     sites : sequence of sequence of Site
-        For each block, as `trace_sites` gives them; sites without prev_op are passed over.
+        For each block, as `trace_sites` gives them; sites without prev_op are passed over,
+        and those that share scales are folded, and have their row, together.
     tokens : (n, seq) torch.Tensor of int64, optional
         Text to compare the logits on; 2 x 16 random tokens by default.
     seed : int
@@ -116,7 +117,7 @@ def prove_folds(
         block = runner.load_block(i)
         run = block_probe(runner, i, seed=seed).together
         expected = run(block)
-        foldable = [site for site in sites[i] if site.prev_op is not None]
+        foldable = [site for site in joined(sites[i]) if site.prev_op is not None]
         for site in foldable:
             difference = site_difference(block, site, run, expected, seed=seed)
             rows.append((i, site.name, site.prev_op, site.kind, *difference))
@@ -128,7 +129,7 @@ def prove_folds(
                 states[k] = runner.run_block(block, i, states[k])
         del block
     plain, with_folds, without = (runner.head(state.hidden) for state in states)
-    logits = (_change(with_folds, plain), _change(without, plain))
+    logits = (change_of(with_folds, plain), change_of(without, plain))
     rows.append((-1, "logits", None, None, *logits))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -140,7 +141,7 @@ def _random_tokens(runner: BlockRunner, seed: int) -> torch.Tensor:
     return torch.randint(0, runner.vocabulary, (2, 16), generator=generator)
 
 
-def _change(output: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return max |output - expected| / max |expected|; NaN counts as infinite."""
+def change_of(output: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return max abs(output - expected) / max abs(expected); NaN counts as infinite."""
     change = float((output - expected).abs().max() / expected.abs().max())
     return change if change == change else float("inf")

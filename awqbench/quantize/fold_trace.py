@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from awqbench.model import BlockRunner
+    from awqbench.model import BlockInputs, BlockRunner
 
 # Samples of one token; half of them mirror the other half.
 _ALONE_SAMPLES = 16
@@ -39,6 +40,9 @@ class Probe(NamedTuple):
 def block_probe(runner: BlockRunner, i: int, *, seed: int = 0) -> Probe:
     """Make a probe of block i that feeds it standard normal hidden states.
 
+    Every token runs through every expert of a mixture, and the output depends on them all:
+    what holds for the few that a small input reaches is then proven for each.
+
     Parameters
     ----------
     runner : BlockRunner
@@ -46,12 +50,16 @@ def block_probe(runner: BlockRunner, i: int, *, seed: int = 0) -> Probe:
     i : int
     seed : int
     """
+    from awqbench.model_experts import every_expert
+
     alone = runner.random_inputs(_ALONE_SAMPLES, 1, seed=seed)
     together = runner.random_inputs(*_TOGETHER_SHAPE, seed=seed)
-    return Probe(
-        lambda block: runner.run_block(block, i, alone).hidden,
-        lambda block: runner.run_block(block, i, together).hidden,
-    )
+
+    def run_on(inputs: BlockInputs, block: torch.nn.Module) -> torch.Tensor:
+        with every_expert(block, mixed=True):
+            return runner.run_block(block, i, inputs).hidden
+
+    return Probe(partial(run_on, alone), partial(run_on, together))
 
 
 class _SeenEnough(BaseException):

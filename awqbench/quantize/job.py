@@ -1,31 +1,38 @@
-"""The whole run: calibrate, quantize block by block, write a checkpoint and its record.
+"""The whole run: text through the model, block after block searched and written.
 
-Every finished block is on disk beside the target folder, so that a run that was stopped
-goes on where it was; the target itself appears at the end, whole.
+A block's statistics are collected, the block is searched and written, and the statistics
+are dropped: neither memory nor disk holds those of more than a few blocks. Every finished
+block is on disk beside the target folder, with what enters the next one, so that a run that
+was stopped, however, goes on where it was; the target itself appears at the end, whole.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from awqbench.cluster import check_workers
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
-from awqbench.formats.config.limits import check_layout, check_size
+from awqbench.formats.config.limits import check_size
 from awqbench.formats.writer import require_new_folder
-from awqbench.progress import progress_bar
-from awqbench.quantize.calibrate import calibrate, check_block_weights, checked_tokens
-from awqbench.quantize.fold_block import quantize_block
-from awqbench.quantize.publish import publish
+from awqbench.quantize.calibrate import ALL_EXPERTS, checked_tokens, run_dtype
+from awqbench.quantize.dense import keeps_dense
+from awqbench.quantize.durable import read_json
+from awqbench.quantize.publish import RECORD, publish
+from awqbench.quantize.rule_checks import check_rules, check_rules_held
+from awqbench.quantize.run import MakeQueue, OnBlock, Run
+from awqbench.quantize.run_record import record_of
 from awqbench.quantize.search import check_alignment, make_settings
 from awqbench.quantize.settings import Settings
 from awqbench.quantize.stats import Stats, load_stats
-from awqbench.quantize.work import WorkFolder
+from awqbench.quantize.stopwatch import Stopwatch, fixed_threads
+from awqbench.quantize.work import WorkFolder, work_path
+from awqbench.quantize.workers import queue_on, threads_of_a_share
 from awqbench.text import text_tokens, tokens_digest
 
 if TYPE_CHECKING:
@@ -40,7 +47,14 @@ def quantize(
     tokens: np.ndarray | None = None,
     settings: Settings | None = None,
     resume: bool = True,
-    on_block: Callable[[int, int, list[dict]], None] | None = None,
+    on_block: OnBlock | None = None,
+    keep_stats: str | Path | None = None,
+    max_memory: int | str | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    route_all_experts: bool = False,
+    make_queue: MakeQueue | None = None,
     **changes,
 ) -> dict:
     """Quantize a model to a checkpoint, in the AutoAWQ layout unless `layout` says another.
@@ -52,7 +66,7 @@ def quantize(
     out : str or Path
         Folder to make.
     stats : Stats or str or Path, optional
-        Of this model; otherwise they are collected from `tokens`.
+        Of this model; otherwise they are collected from `tokens`, block by block.
     tokens : (n, seq) ndarray of int64, optional
         Calibration text; default 128 windows of 512 tokens of the standard library.
     settings : Settings, optional
@@ -63,6 +77,27 @@ def quantize(
         Called after each block, also of those finished before, with its index, the number of
         blocks, and the rows of its linears. What it raises stops the run as Ctrl-C does:
         finished blocks stay for a later run.
+    keep_stats : str or Path, optional
+        Folder to leave the statistics in; by default those of a block are dropped when the
+        block is finished.
+    max_memory : int or str, optional
+        What the process may take, such as ``"6GiB"``; default most of what is free. Hidden
+        states that do not fit are read from disk, and a sketch stands in for an H that does
+        not.
+    threads : int, optional
+        Threads of torch in each process, which last bits depend on; default torch's number,
+        or a share of it with several workers. The same number gives the same bytes, whoever
+        does the work. A run that goes on keeps the number it began with.
+    workers : int, optional
+        Processes that search blocks while this one runs the text through the next; needs the
+        extra ``cluster``. By default, and with 1, this process searches too.
+    scheduler : str, optional
+        Address of a Dask scheduler in place of own processes; its workers see `ckpt` and the
+        folder of `out` under the same paths.
+    route_all_experts : bool
+        Collect the statistics of a mixture's experts on every token; see `calibrate`.
+    make_queue : callable, optional
+        Makes another queue; see `awqbench.quantize.queue`.
     **changes
         Fields of `Settings`, such as ``group_size=64``.
 
@@ -71,24 +106,32 @@ def quantize(
     dict
         The run record, which is also written to the folder as ``awqbench_run.json``:
         settings, versions, machine, digests of model and text, the table of linears, what
-        was masked or repaired, times.
+        was masked or repaired, times. ``times``, ``finished``, ``resumed_blocks``,
+        ``damaged_blocks`` and ``memory`` tell of the run and differ from one to the next;
+        all else, and every other file, is the same for the same input on one machine.
 
     Raises
     ------
     AlreadyQuantizedError, FormatError, AlignmentError, NonFiniteError, OutputError
         Before or during the run; nothing half-written is left in `out`.
+    MemoryLimitError
+        If not even one block fits into `max_memory`; before any work.
     ResumeError
         If an unfinished run is there with other settings, and `resume` is true.
+    ClusterError
+        If workers cannot be had, or are lost; finished blocks stay for a later run.
     """
     from awqbench.model import BlockRunner
 
+    watch = Stopwatch()
     started = time.perf_counter()
     ckpt = open_checkpoint(ckpt)
     ckpt.require_full_precision()
     settings = make_settings(settings, **changes)
-    check_layout(settings.layout, settings)
-    out = require_new_folder(out)
-    runner = BlockRunner(ckpt)
+    check_workers(workers)
+    out = Path(out).expanduser().absolute()
+    with watch("read"):
+        runner = BlockRunner(ckpt, dtype=None if stats is not None else run_dtype(ckpt, None))
     _check_shapes(runner, settings)
     if stats is None:
         tokens = text_tokens(ckpt) if tokens is None else checked_tokens(tokens)
@@ -96,82 +139,84 @@ def quantize(
     else:
         stats = load_stats(stats)
         stats.check(ckpt)
-        text_digest = stats.manifest["calibration_digest"]
-    work = WorkFolder(out, _identity(ckpt, settings, text_digest), resume=resume)
-    with work:
-        calibrated = time.perf_counter()
-        if stats is None:
-            stats = work.stats() or calibrate(ckpt, tokens, work.stats_path)
         check_alignment(stats, settings)
-        searched = time.perf_counter()
-        for i in progress_bar(range(runner.n_blocks), "quantize", unit="block"):
-            if not work.has_block(i):
-                tensors = _block_tensors(runner, i)
-                check_block_weights(tensors, runner.block_name(i))
-                done = quantize_block(tensors, stats.block(i), settings, name=runner.block_name(i))
-                work.save_block(i, done)
-            if on_block is not None:
-                on_block(i, runner.n_blocks, work.block_tables(i)["rows"])
-        times = {
-            "calibrate_s": searched - calibrated,
-            "search_s": time.perf_counter() - searched,
-            "total_s": time.perf_counter() - started,
-        }
-        record = _record(ckpt, settings, stats, work, runner, times)
-        publish(ckpt, out, settings, work, runner, record)
+        text_digest = stats.manifest["calibration_digest"]
+    identity = _identity(ckpt, settings, text_digest, route_all_experts=route_all_experts)
+    done = _finished_before(out, identity)
+    if done is not None:
+        return done
+    require_new_folder(out)
+    run = Run(ckpt, runner, settings, watch)
+    threads = threads or threads_of_a_share(workers)
+    with (
+        queue_on(workers, scheduler) as own_queue,
+        WorkFolder(out, identity, resume=resume) as work,
+    ):
+        for i in work.damaged:
+            name = runner.block_name(i)
+            warnings.warn(f"{name} of the unfinished run is damaged: redone.", stacklevel=2)
+        if stats is None:
+            run.plan(
+                work,
+                tokens,
+                max_memory=max_memory,
+                threads=threads,
+                keep_stats=keep_stats,
+                route_all_experts=route_all_experts,
+            )
+        else:
+            run.given(work, stats, threads)
+        with fixed_threads(work.facts["threads"]):
+            run.all_blocks(work, make_queue or own_queue, on_block)
+            manifest = run.manifest()
+            record = record_of(ckpt, settings, manifest, work, runner)
+            record["memory"] = run.memory()
+            record["times"] = run.times(work, started)
+            with watch("write"):
+                publish(ckpt, out, settings, work, runner, record)
+        work.discard()
+    return record
+
+
+def _finished_before(out: Path, identity: dict) -> dict | None:
+    """Return the record of a run that was stopped while it removed its work folder."""
+    record = read_json(out / f"{RECORD}.json")
+    if record is None or not work_path(out).exists():
+        return None
+    calibration = record.get("calibration", {})
+    of = {key: record.get(key) for key in ("model", "model_digest", "settings")}
+    of["calibration_digest"] = calibration.get("calibration_digest")
+    if calibration.get("routing") == ALL_EXPERTS:
+        of["routing"] = ALL_EXPERTS
+    if of != identity:
+        return None
+    with WorkFolder(out, identity, resume=False) as work:
         work.discard()
     return record
 
 
 def _check_shapes(runner: BlockRunner, settings: Settings) -> None:
     """Check every linear before hours are spent; Ks and Ns are in the model's skeleton."""
-    for name, (out_features, in_features) in runner.linear_shapes().items():
+    shapes = {
+        name: shape
+        for name, shape in runner.linear_shapes().items()
+        if not keeps_dense(name, shape, settings.layout)
+    }
+    check_rules(settings, shapes)
+    check_rules_held(settings, shapes)
+    for name, (out_features, in_features) in shapes.items():
         if settings.converts(name):
             settings.group_size_for(in_features, name=name)
             check_size(settings.layout, out_features, in_features, name=name)
 
 
-def _identity(ckpt: Checkpoint, settings: Settings, text_digest: str) -> dict:
-    return {
+def _identity(
+    ckpt: Checkpoint, settings: Settings, text_digest: str, *, route_all_experts: bool
+) -> dict:
+    identity = {
         "model": ckpt.path.name,
         "model_digest": ckpt.digest,
         "calibration_digest": text_digest,
         "settings": json.loads(json.dumps(settings.as_dict())),
     }
-
-
-def _block_tensors(runner: BlockRunner, i: int) -> dict:
-    """Read a block's tensors as stored, by block-relative path."""
-    return {path: runner.ckpt.read(name) for path, name in runner.stored_names(i).items()}
-
-
-def _record(ckpt, settings, stats, work, runner, times) -> dict:
-    from awqbench.bench.machine import machine_record
-
-    rows, curves = [], []
-    for i in range(runner.n_blocks):
-        block = {"block": runner.block_name(i)}
-        tables = work.block_tables(i)
-        rows += [block | row for row in tables["rows"]]
-        curves += [block | row for row in tables["curves"]]
-    return {
-        "format": "awqbench-run-1",
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": ckpt.path.name,
-        "model_digest": ckpt.digest,
-        "calibration": {
-            key: stats.manifest[key]
-            for key in ("calibration_digest", "n_samples", "seq_len", "dtype")
-        },
-        "settings": settings.as_dict(),
-        "times": times,
-        "resumed_blocks": work.resumed_blocks,
-        "repaired": {
-            "masked_channels": sum(row["masked_channels"] for row in rows),
-            "flushed_groups": sum(row["flushed_groups"] for row in rows),
-            "alarms": sum(bool(row["alarm"]) for row in rows),
-        },
-        "linears": rows,
-        "curves": curves,
-        "machine": machine_record().to_dict(),
-    }
+    return identity | ({"routing": ALL_EXPERTS} if route_all_experts else {})

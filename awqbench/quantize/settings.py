@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 
 from awqbench.errors import ParameterError
 from awqbench.grid import check_settings
 from awqbench.numerics import limits_of
+from awqbench.quantize.rules import Rule, make_rules
 
 ROUNDINGS = ("nearest", "gptq")
 METHODS = ("awq", "none")
@@ -44,6 +46,9 @@ class Settings:
         Linears whose path holds one of these stay in full precision.
     layout : str
         How the weights lie on disk; plays no part in the search.
+    rules : tuple of Rule
+        Bits, group size and zero points of single linears, or skip; the first rule that
+        matches a linear's path counts. Given as `make_rules` takes them.
     """
 
     bits: int = 4
@@ -58,8 +63,11 @@ class Settings:
     scale_dtype: str = "float16"
     modules_to_not_convert: tuple[str, ...] = ()
     layout: str = "awq-gemm"
+    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self):
+        object.__setattr__(self, "rules", make_rules(self.rules))
+        object.__setattr__(self, "modules_to_not_convert", tuple(self.modules_to_not_convert))
         check_settings(self.bits, -1, 1)
         limits_of(self.scale_dtype)
         if self.group_size != -1:
@@ -76,20 +84,51 @@ class Settings:
         for name in ("n_grid", "max_rows"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        for rule in self.rules:
+            self._with(rule)
+
+    def rule_for(self, name: str) -> Rule | None:
+        """Return the first rule that matches the linear at a module path."""
+        return next((rule for rule in self.rules if rule.matches(name)), None)
 
     def converts(self, name: str) -> bool:
         """Tell whether the linear at a module path is quantized."""
-        return not any(part in name for part in self.modules_to_not_convert)
+        if any(part in name for part in self.modules_to_not_convert):
+            return False
+        rule = self.rule_for(name)
+        return rule is None or not rule.skip
+
+    def for_linear(self, name: str) -> Settings:
+        """Return the settings of one linear, without rules; ask `converts` first."""
+        return self._with(self.rule_for(name)) if self.rules else self
+
+    def _with(self, rule: Rule | None) -> Settings:
+        try:
+            return replace(self, rules=(), **(rule.changes() if rule else {}))
+        except ParameterError as error:
+            raise ParameterError(f"the rule {str(rule)!r}: {error}") from error
+
+    def by_settings(self, names: Iterable[str]) -> dict[Settings, list[str]]:
+        """Return linears by their own settings, those of fewest bits and widest groups first."""
+        found: dict[Settings, list[str]] = {}
+        for name in names:
+            found.setdefault(self.for_linear(name), []).append(name)
+        return dict(sorted(found.items(), key=lambda item: item[0]._coarseness()))
+
+    def _coarseness(self) -> tuple:
+        size = float("inf") if self.group_size == -1 else self.group_size
+        return self.bits, -size, self.zero_point
 
     def group_size_for(self, in_features: int, *, name: str) -> int:
-        """Return the group size for a linear, positive.
+        """Return the group size for a linear, positive; by its rule, if there is one for it.
 
         Raises
         ------
         AlignmentError
             If it does not divide K.
         """
-        return check_settings(self.bits, self.group_size, in_features, name=name)
+        own = self.for_linear(name)
+        return check_settings(own.bits, own.group_size, in_features, name=name)
 
     def label(self) -> str:
         """Return the method's name for tables: ``rounding``, ``AWQ + clip + GPTQ``, ..."""
@@ -100,4 +139,5 @@ class Settings:
 
     def as_dict(self) -> dict:
         """Return the settings as JSON-ready values."""
-        return asdict(self)
+        fields = asdict(replace(self, rules=()))
+        return fields | {"rules": [rule.as_dict() for rule in self.rules]}

@@ -15,6 +15,7 @@ from awqbench.errors import NonFiniteError, OverflowCastError
 from awqbench.grid import quantize_groups
 from awqbench.packed import PackedWeight
 from awqbench.quantize.clip import ClipChoice, search_clip
+from awqbench.quantize.experts import is_starved
 from awqbench.quantize.gptq import inverse_factor, round_gptq
 from awqbench.quantize.rounding import (
     grid_of,
@@ -22,7 +23,7 @@ from awqbench.quantize.rounding import (
     output_error,
     quantization_error,
 )
-from awqbench.quantize.scales import ScaleChoice, search_scales
+from awqbench.quantize.scales import ScaleChoice, in_search_dtype, search_scales
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,8 @@ class SiteChoice(NamedTuple):
     masked_channels : int
         Channels with non-finite statistics, which keep scale 1.
     is_plain : bool
-        Whether the site is rounded plainly because its statistics are not finite.
+        Whether the site is rounded plainly because its statistics are not finite, or because
+        an expert saw too few tokens for any.
     """
 
     channel_scales: torch.Tensor
@@ -100,6 +102,7 @@ def choose_site(
     import torch
 
     identity = torch.ones(site.in_features)
+    starved = is_starved(site, moments)
     bad = moments.nonfinite > 0
     n_bad = int(bad.sum())
     if n_bad and settings.on_nonfinite == "raise":
@@ -108,9 +111,12 @@ def choose_site(
             f"input channels ({moments.masked_tokens} tokens). Calibrate in float32 or "
             "bfloat16, or pass on_nonfinite='mask' (leave those channels unscaled) or 'round'."
         )
-    if n_bad and settings.on_nonfinite == "round" or moments.n_tokens == 0:
-        return SiteChoice(identity, None, {}, n_bad, is_plain=True)
-    if scales is None and settings.scales == "awq" and site.prev_op is not None:
+    if n_bad and settings.on_nonfinite == "round" or moments.n_tokens == 0 or starved:
+        # What other sites share with this one is folded into their norm all the same.
+        channel_scales = identity if scales is None else scales.channel_scales
+        return SiteChoice(channel_scales, None, {}, n_bad, is_plain=True)
+    own_scales = settings.scales == "awq" and site.prev_op is not None and not site.shares
+    if scales is None and own_scales:
         mean_abs = torch.where(bad, torch.nan, moments.mean_abs())
         stacked = torch.cat(list(weights.values()))
         scales = search_scales(stacked, moments.gram(), mean_abs, settings, source=site.source)
@@ -246,7 +252,7 @@ def measure(
     -------
     LinearError
     """
-    gram = moments.gram()
+    gram = in_search_dtype(moments.gram())
     energy = max(float(output_error(weight, gram).double().sum()), 1e-30)
     loss = float(output_error(effective - weight, gram).double().sum())
     group_size = settings.group_size_for(weight.shape[1], name="weight")

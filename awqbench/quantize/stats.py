@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from awqbench.errors import OutputError, StatisticsError
+from awqbench.quantize.durable import put_in_place, writing
 from awqbench.quantize.fold import Site
-from awqbench.quantize.moments import SiteMoments
+from awqbench.quantize.moments import SiteMoments, merge_tensor
 
 if TYPE_CHECKING:
     from awqbench.formats.checkpoint import Checkpoint
@@ -83,7 +84,8 @@ class Stats:
                     names = [n for n in file.keys() if n.startswith(head)]
                     tensors = {n.removeprefix(head): file.get_tensor(n) for n in names}
                     source = tensors.pop("source", None)
-                    fields["linears"] = tuple(fields["linears"])
+                    for name in ("linears", "readers"):
+                        fields[name] = tuple(fields.get(name, ()))
                     site = Site(**fields, source=None if source is None else source.numpy())
                     records.append(SiteRecord(site, SiteMoments(tensors)))
                 return records
@@ -113,6 +115,37 @@ def block_file(i: int) -> str:
     return f"block-{i:05d}.safetensors"
 
 
+def read_block(folder: Path, i: int) -> list[SiteRecord]:
+    """Read the sites of one block from a folder that need not be complete yet.
+
+    Raises
+    ------
+    StatisticsError
+        If the block's file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(folder) / block_file(i)
+    try:
+        with safe_open(path, framework="pt") as file:
+            sites = json.loads(file.metadata()["sites"])
+            records = []
+            for index, fields in enumerate(sites):
+                head = f"{index}/"
+                names = [n for n in file.keys() if n.startswith(head)]
+                tensors = {n.removeprefix(head): file.get_tensor(n) for n in names}
+                source = tensors.pop("source", None)
+                for name in ("linears", "readers"):
+                    fields[name] = tuple(fields.get(name, ()))
+                site = Site(**fields, source=None if source is None else source.numpy())
+                records.append(SiteRecord(site, SiteMoments(tensors)))
+            return records
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise StatisticsError(
+            f"{path.name} of the statistics cannot be read ({error}); calibrate again."
+        ) from error
+
+
 def save_block(folder: Path, i: int, records: list[tuple[Site, dict]]) -> None:
     """Write the statistics of one block, whole or not at all.
 
@@ -140,11 +173,9 @@ def save_block(folder: Path, i: int, records: list[tuple[Site, dict]]) -> None:
             values = values | {"source": torch.as_tensor(np.asarray(source, dtype=np.int64))}
         tensors |= {f"{index}/{name}": value.contiguous() for name, value in values.items()}
     partial = folder / f".{block_file(i)}.partial"
-    try:
+    with writing(partial):
         save_file(tensors, partial, metadata={"sites": json.dumps(sites)})
-        os.replace(partial, folder / block_file(i))
-    except OSError as error:
-        raise OutputError(f"statistics cannot be written to {folder}: {error}") from error
+        put_in_place(partial, folder / block_file(i))
 
 
 def save_manifest(folder: Path, manifest: dict) -> Stats:
@@ -203,8 +234,6 @@ def merge_stats(parts: list[Stats], out: str | Path) -> Stats:
     StatisticsError
         If the parts are not of the same model, dtype, window length and sketch.
     """
-    import torch
-
     first, *others = parts
     for part in others:
         for key in _SAME_TO_MERGE:
@@ -217,13 +246,10 @@ def merge_stats(parts: list[Stats], out: str | Path) -> Stats:
     for i in range(first.n_blocks):
         merged = []
         for records in zip(*(part.block(i) for part in parts), strict=True):
-            tensors = [record.moments.tensors for record in records]
-            values = {
-                name: torch.stack([t[name] for t in tensors]).amax(dim=0)
-                if name == "absmax"
-                else torch.stack([t[name] for t in tensors]).sum(dim=0)
-                for name in tensors[0]
-            }
+            values = {name: t.clone() for name, t in records[0].moments.tensors.items()}
+            for record in records[1:]:
+                for name, total in values.items():
+                    merge_tensor(name, total, record.moments.tensors[name])
             merged.append((records[0].site, values))
         save_block(folder, i, merged)
     manifest = first.manifest | {

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from awqbench.quantize.experts import is_starved
+from awqbench.quantize.fold_experts import expert_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -34,6 +37,8 @@ def linear_row(
     return {
         "linear": path,
         "site": site.name,
+        "bits": rounded.packed.bits,
+        "group_size": rounded.packed.group_size,
         "prev_op": site.prev_op or "",
         "alpha": np.nan if choice.scales is None else choice.scales.alpha,
         "output_error": error.output_error,
@@ -50,8 +55,11 @@ def linear_row(
 
 
 def curve_rows(site: Site, choice: SiteChoice) -> list[dict]:
-    """Return the points of a site's alpha curve; alpha is NaN for no scaling."""
-    if choice.scales is None:
+    """Return the points of a site's alpha curve; alpha is NaN for no scaling.
+
+    The curve of sites that share their scales is that of the first of them.
+    """
+    if choice.scales is None or site.shares not in ("", site.name):
         return []
     return [
         {"site": site.name, "alpha": float(alpha), "loss": float(loss)}
@@ -62,7 +70,12 @@ def curve_rows(site: Site, choice: SiteChoice) -> list[dict]:
 def alarms(row: dict, site: Site, choice: SiteChoice, moments: SiteMoments) -> str:
     """Return what is suspicious about a linear's quantization, in words, or ``""``."""
     found = []
-    if choice.is_plain:
+    if choice.is_plain and is_starved(site, moments):
+        found.append(
+            f"rounded plainly: {moments.n_tokens} calibration tokens reached expert "
+            f"{expert_of(site.name)}, which has {site.in_features} channels here"
+        )
+    elif choice.is_plain:
         found.append("rounded plainly: statistics are not finite or there are none")
     elif choice.masked_channels:
         found.append(f"{choice.masked_channels} channels with NaN or inf left unscaled")

@@ -1,25 +1,18 @@
-"""The folder of an unfinished run: finished blocks, and what the run is of."""
+"""The folder of an unfinished run: what is done so far, and what the run is of."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from awqbench.errors import OutputError, ResumeError, StatisticsError
-from awqbench.quantize.stats import Stats, load_stats
-
-if TYPE_CHECKING:
-    import torch
-
-    from awqbench.quantize.fold_block import QuantizedBlock
+from awqbench.errors import OutputError, ResumeError
+from awqbench.quantize.blocks import BlockFiles
+from awqbench.quantize.durable import is_intact, read_json, remove_sealed, seal, write_json
+from awqbench.quantize.stats import block_file
 
 
 class WorkFolder:
-    """Finished blocks of a run beside its target; a context that holds the run's lock.
+    """A run's folder beside its target; a context that holds the run's lock.
 
     Parameters
     ----------
@@ -30,6 +23,16 @@ class WorkFolder:
     resume : bool
         False discards what an earlier run left.
 
+    Attributes
+    ----------
+    blocks : BlockFiles
+    facts : dict
+        What the run computes with; empty for a new run until `settle`.
+    damaged : list of int
+        Finished blocks that were not what their digest says; they are removed.
+    resumed_blocks : int
+        Finished blocks that were found.
+
     Raises
     ------
     ResumeError
@@ -39,10 +42,12 @@ class WorkFolder:
     """
 
     def __init__(self, out: Path, identity: dict, *, resume: bool = True):
-        self.path = out.with_name(f".{out.name}.unfinished")
-        self.stats_path = self.path / "stats"
-        self.identity = identity
+        self.path = work_path(out)
+        self.result_path = self.path / "result"
+        self.identity, self.facts = identity, {}
         self.resume = resume
+        self.blocks = BlockFiles(self.path)
+        self.damaged: list[int] = []
         self.resumed_blocks = 0
         self._lock = None
 
@@ -52,8 +57,13 @@ class WorkFolder:
             self._take_lock()
             self._take_over()
         except OSError as error:
+            self.__exit__()
+            if isinstance(error, OutputError):
+                raise
             raise OutputError(f"{self.path.parent} cannot be written: {error}") from error
-        self.resumed_blocks = len(list(self.path.glob("block-*.safetensors")))
+        except ResumeError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc) -> None:
@@ -74,75 +84,59 @@ class WorkFolder:
 
     def _take_over(self) -> None:
         record = self.path / "run.json"
-        before = json.loads(record.read_text()) if record.exists() else None
-        if before is not None and before != self.identity and self.resume:
-            changed = _difference(before, self.identity)
-            raise ResumeError(
-                f"{self.path.name} holds an unfinished run with another {changed}. Finish it with "
-                "those settings, or start anew with resume=False (--no-resume)."
-            )
-        if before is None or not self.resume:
+        before = read_json(record)
+        if before is not None and self.resume:
+            if before["identity"] != self.identity:
+                changed = _difference(before["identity"], self.identity)
+                raise ResumeError(
+                    f"{self.path.name} holds an unfinished run with another {changed}. Finish it "
+                    "with those settings, or start anew with resume=False (--no-resume)."
+                )
+            self.facts = before["facts"]
+        else:
             for path in self.path.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        _write_atomic(record, json.dumps(self.identity, indent=1))
+        for path in self.path.glob(".*.partial"):
+            path.unlink()
+        shutil.rmtree(self.result_path, ignore_errors=True)
+        self._write_record()
+        n_blocks = 1 + max((int(p.stem[6:]) for p in self.path.glob("block-*.json")), default=-1)
+        self.damaged = self.blocks.remove_damaged(n_blocks)
+        self.resumed_blocks = sum(self.blocks.has(i) for i in range(n_blocks))
 
-    def stats(self) -> Stats | None:
-        """Return the statistics that an earlier run completed, if any."""
-        try:
-            return load_stats(self.stats_path)
-        except StatisticsError:
-            return None
+    def settle(self, facts: dict) -> None:
+        """Note what a new run computes with: threads, batch size, sketch.
 
-    def _block(self, i: int) -> Path:
-        return self.path / f"block-{i:05d}.safetensors"
+        A run that goes on keeps those it began with, so that it ends with the same bytes.
+        """
+        if not self.facts:
+            self.facts = facts
+            self._write_record()
 
-    def has_block(self, i: int) -> bool:
-        """Tell whether block `i` is finished."""
-        return self._block(i).exists()
+    def _write_record(self) -> None:
+        write_json(self.path / "run.json", {"identity": self.identity, "facts": self.facts})
 
-    def save_block(self, i: int, block: QuantizedBlock) -> None:
-        """Write a finished block, whole or not at all."""
-        from safetensors.torch import save_file
+    def seal_stats(self, folder: Path, i: int) -> None:
+        """Note that the statistics of a block are on disk, and their digest."""
+        seal(folder / block_file(i))
 
-        tables = json.dumps({"rows": _plain(block.rows), "curves": _plain(block.curves)})
-        partial = self.path / f".block-{i:05d}.partial"
-        try:
-            save_file(
-                {name: t.contiguous() for name, t in block.tensors.items()},
-                partial,
-                metadata={"tables": tables},
-            )
-            os.replace(partial, self._block(i))
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error}") from error
+    def has_stats(self, folder: Path, i: int) -> bool:
+        """Tell whether the statistics of a block are there as they were sealed."""
+        return (folder / block_file(i)).is_file() and is_intact(folder / block_file(i))
 
-    def block_tensors(self, i: int) -> dict[str, torch.Tensor]:
-        """Read a finished block's tensors, by block-relative path."""
-        from safetensors.torch import load_file
-
-        return load_file(self._block(i))
-
-    def block_tables(self, i: int) -> dict[str, list[dict]]:
-        """Read a finished block's `rows` and `curves`."""
-        from safetensors import safe_open
-
-        with safe_open(self._block(i), framework="pt") as file:
-            return json.loads(file.metadata()["tables"])
+    def drop_stats(self, folder: Path, i: int) -> None:
+        """Remove the statistics of a finished block."""
+        remove_sealed(folder / block_file(i))
 
     def discard(self) -> None:
         """Remove the folder; the run is finished."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _plain(rows: list[dict]) -> list[dict]:
-    """Return rows that JSON can hold: numbers of Python, None for NaN and infinity."""
-
-    def plain(value):
-        value = value.item() if hasattr(value, "item") else value
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return [{key: plain(value) for key, value in row.items()} for row in rows]
+def work_path(out: Path) -> Path:
+    """Return the folder of an unfinished run with target `out`."""
+    return out.with_name(f".{out.name}.unfinished")
 
 
 def _difference(before: dict, now: dict) -> str:
@@ -151,9 +145,3 @@ def _difference(before: dict, now: dict) -> str:
         if key != "settings" and flat_before.get(key) != value:
             return f"{key} ({flat_before.get(key)!r}, now {value!r})"
     return "identity"
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

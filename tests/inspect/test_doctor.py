@@ -18,10 +18,11 @@ from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.formats.headers import DTYPES
 from awqbench.inspect.doctor import CARE, NO, NOTE, doctor, resources, versions
 from awqbench.inspect.doctor.alignment import alignment_findings
-from awqbench.inspect.doctor.resources import Needs, Room, resource_findings, statistics_bytes
+from awqbench.inspect.doctor.resources import Needs, Room, resource_findings
 from awqbench.inspect.doctor.versions import Versions, is_older, version_findings
-from awqbench.quantize.calibrate import calibrate
+from awqbench.quantize.calibrate import Sketching, calibrate
 from awqbench.quantize.job import quantize
+from awqbench.quantize.memory import statistics_bytes
 
 QWEN2_72B = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -113,8 +114,8 @@ def test_72_billion_parameters_from_headers_alone(tmp_path, roomy):
     assert fits == {(128, 1), (64, 1), (64, 2), (32, 1), (32, 2), (32, 4)}
     finding = of_subject(report, "tensor parallel")
     assert "29568 / 8 = 3696" in finding.sentence and "29696" in finding.fix
-    # H of q, o and gate in full, of down_proj in a sketch, for 80 blocks.
-    expected = 80 * (3 * statistics_bytes(8192) + statistics_bytes(29568))
+    # H of q, o and gate in full, of down_proj in a sketch, for two blocks at a time.
+    expected = 2 * (3 * statistics_bytes(8192, Sketching()) + statistics_bytes(29568, Sketching()))
     assert report.facts["disk"]["needed_bytes"]["statistics"] == expected
     assert 8e9 < max(report.facts["memory"]["needed_bytes"].values()) < 24e9
 

@@ -13,10 +13,10 @@ from awqbench.quantize.fold import (
     SiteFinder,
     find_sites,
     fold_report,
-    loose_weights,
     trace_sites,
 )
 from awqbench.quantize.fold_apply import fold_scales, folded, share_scales
+from awqbench.quantize.fold_experts import loose_weights
 from awqbench.quantize.fold_prove import prove_folds
 from awqbench.quantize.fold_trace import Probe, block_probe
 

@@ -237,9 +237,9 @@ def test_nonfinite_weights_are_named_and_nothing_is_published(folder, tmp_path, 
 
 def stop_after(monkeypatch, blocks):
     """Let quantization stop, as by Ctrl-C, when `blocks` blocks are finished."""
-    from awqbench.quantize import job
+    from awqbench.quantize import task
 
-    real, count = job.quantize_block, []
+    real, count = task.quantize_block, []
 
     def quantize_block(*args, **kwargs):
         if len(count) == blocks:
@@ -247,7 +247,7 @@ def stop_after(monkeypatch, blocks):
         count.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(job, "quantize_block", quantize_block)
+    monkeypatch.setattr(task, "quantize_block", quantize_block)
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(folder, tmp_path, monkeypatch):
@@ -283,12 +283,12 @@ def test_two_runs_on_one_folder_are_refused(folder, tmp_path):
 
 def test_a_real_interrupt_leaves_a_run_that_goes_on(folder, tmp_path):
     code = (
-        "import sys, numpy as np, awqbench as ab, awqbench.quantize.job as job\n"
-        "real = job.quantize_block\n"
+        "import sys, numpy as np, awqbench as ab, awqbench.quantize.task as task\n"
+        "real = task.quantize_block\n"
         "def slow(*a, **k):\n"
         "    done = real(*a, **k); print('block', flush=True)\n"
         "    import time; time.sleep(1); return done\n"
-        "job.quantize_block = slow\n"
+        "task.quantize_block = slow\n"
         "t = np.random.default_rng(0).integers(0, 128, (12, 24))\n"
         "ab.quantize(sys.argv[1], sys.argv[2], tokens=t, group_size=32)\n"
     )

@@ -98,13 +98,12 @@ def _listed_for_awq(dense: list[str], schemes: Mapping[str, Scheme]) -> list[str
     """Names for `modules_to_not_convert`; readers look for them in the names of modules.
 
     A linear that is dense in every layer is listed once, by its path inside a layer, which
-    AutoAWQ needs; lm_head is never listed.
+    AutoAWQ needs; lm_head is never listed. A path that is part of a packed one would take that
+    along (``mlp.gate``, a router, of ``mlp.gate_proj``): those are listed by their full names.
     """
-    packed_inside = {inside(name) for name in schemes}
+    packed = "\n".join({inside(name) for name in schemes})
     listed = [
-        name if inside(name) in packed_inside else inside(name)
-        for name in dense
-        if name != "lm_head"
+        name if inside(name) in packed else inside(name) for name in dense if name != "lm_head"
     ]
     return list(dict.fromkeys(listed))
 

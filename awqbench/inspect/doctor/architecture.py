@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from awqbench.errors import FormatError, TraceError
 from awqbench.inspect.doctor.findings import CARE, NO, Finding, listed, roles
 from awqbench.inspect.health import is_linear_weight
+from awqbench.quantize.dense import keeps_dense
 
 if TYPE_CHECKING:
     from awqbench.formats.checkpoint import Checkpoint
@@ -69,7 +70,8 @@ def anatomy_of(ckpt: Checkpoint) -> Anatomy:
         }
         problem = str(error).removeprefix(f"{ckpt.path.name}: ").rstrip(".")
         return Anatomy(None, found, problem)
-    return Anatomy(runner, runner.linear_shapes())
+    shapes = runner.linear_shapes()
+    return Anatomy(runner, {name: s for name, s in shapes.items() if not keeps_dense(name, s)})
 
 
 def architecture_findings(ckpt: Checkpoint, anatomy: Anatomy) -> Iterator[Finding]:

@@ -22,7 +22,13 @@ from awqbench.inspect.doctor.findings import CARE, NO, Finding, gigabytes, worst
 from awqbench.inspect.doctor.numbers import activation_findings, health_summary, weight_findings
 from awqbench.inspect.doctor.quantized import quantized_report
 from awqbench.inspect.doctor.report import DoctorReport
-from awqbench.inspect.doctor.resources import needs_of, resource_findings, room_here
+from awqbench.inspect.doctor.resources import (
+    N_SAMPLES,
+    SEQ_LEN,
+    needs_of,
+    resource_findings,
+    room_here,
+)
 from awqbench.inspect.doctor.versions import transformers_versions, version_findings
 
 if TYPE_CHECKING:
@@ -95,6 +101,7 @@ def doctor(
     facts["engines"] = engine_limits(table)
     if anatomy.runner is not None and anatomy.linears:
         findings += _add_resources(ckpt, anatomy, group_size, facts)
+        _add_prediction(ckpt, anatomy, group_size, facts)
     health = None
     if scan:
         health, more = _scanned(ckpt, group_size, facts)
@@ -158,6 +165,18 @@ def _add_resources(
         "free here",
     }
     return list(resource_findings(needs, room))
+
+
+def _add_prediction(
+    ckpt: Checkpoint, anatomy: Anatomy, group_size: int, facts: dict[str, Any]
+) -> None:
+    from awqbench.inspect.doctor.prediction import predict_seconds
+    from awqbench.quantize.search import make_settings
+
+    settings = make_settings(None, group_size=group_size)
+    found = predict_seconds(ckpt, N_SAMPLES * SEQ_LEN, settings, runner=anatomy.runner)
+    facts["prediction"] = found._asdict()
+    facts["card"]["wall time, predicted"] = found.describe()
 
 
 def _scanned(ckpt: Checkpoint, group_size: int, facts: dict[str, Any]):

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from awqbench.inspect.doctor.findings import CARE, NO, Finding, gigabytes
 from awqbench.inspect.sizes import packed_bytes
-from awqbench.quantize.calibrate import SKETCH_ABOVE, SKETCH_ROWS
+from awqbench.quantize.calibrate import BATCH_SIZE, SKETCH_ABOVE, Sketching
+from awqbench.quantize.memory import statistics_bytes
 
 if TYPE_CHECKING:
     from awqbench.formats.checkpoint import Checkpoint
     from awqbench.inspect.doctor.architecture import Anatomy
 
 # The defaults of `awqbench quantize`.
-N_SAMPLES, SEQ_LEN, BATCH_SIZE = 128, 512, 8
+N_SAMPLES, SEQ_LEN = 128, 512
 # Python with torch and transformers, before any weight: 460 MB measured on Linux.
 PROCESS_BYTES = 500_000_000
 # Above these shares of what is free the verdict is no, or with care.
@@ -50,21 +51,6 @@ class Needs(NamedTuple):
     def largest_stage(self) -> str:
         """Stage with the highest peak."""
         return max(self.memory, key=lambda stage: self.memory[stage])
-
-
-def statistics_bytes(in_features: int) -> int:
-    """Return the bytes that `calibrate` keeps of one site: H in float32, or a sketch of it.
-
-    Examples
-    --------
-    >>> statistics_bytes(8192), statistics_bytes(29568)
-    (268632064, 136958976)
-    """
-    vectors = 24 * in_features
-    if in_features <= SKETCH_ABOVE:
-        return 4 * in_features**2 + vectors
-    block = 128 if in_features % 128 == 0 else in_features
-    return 4 * SKETCH_ROWS * in_features + 4 * in_features * block + vectors
 
 
 def needs_of(ckpt: Checkpoint, anatomy: Anatomy, group_size: int) -> Needs:
@@ -106,10 +92,9 @@ def needs_of(ckpt: Checkpoint, anatomy: Anatomy, group_size: int) -> Needs:
         if shape[1] % max(group_size, 1) == 0
     )
     linear_bytes = sum(block["linear_bytes"] for block in blocks)
-    rest = sum(block["nbytes"] for block in blocks) - linear_bytes  # norms and biases
     disk = {
-        "statistics": sum(block["statistics"] for block in blocks),
-        "finished blocks": packed + rest,
+        "statistics": 2 * stats,  # of two blocks at most
+        "hidden states": 2 * stream,
         "result": packed + ckpt.nbytes - linear_bytes,
     }
     return Needs({stage: PROCESS_BYTES + size for stage, size in memory.items()}, disk)
@@ -121,28 +106,27 @@ def _block_sizes(ckpt: Checkpoint, anatomy: Anatomy, i: int) -> dict[str, int]:
     names = {runner.stored_name(f"{name}.weight") or f"{name}.weight" for name in linears}
     return {
         "elements": sum(info.size for info in stored),
-        "nbytes": sum(info.nbytes for info in stored),
         "linear_bytes": sum(info.nbytes for info in stored if info.name in names),
         "largest_linear": max((out * into for out, into in linears.values()), default=0),
         "widest": max((max(shape) for shape in linears.values()), default=0),
-        "statistics": sum(statistics_bytes(into) for into in _site_inputs(linears)),
+        "statistics": sum(
+            statistics_bytes(linears[names[0]][1], Sketching()) for names in site_groups(linears)
+        ),
     }
 
 
-def _site_inputs(linears: Mapping[str, tuple[int, int]]) -> Iterator[int]:
-    """Yield K of each site, guessed: linears of one module that have the same K share an input.
+def site_groups(linears: Mapping[str, tuple[int, int]]) -> Iterator[list[str]]:
+    """Yield the linears that share an input, guessed: those of one module with the same K.
 
     Tracing knows; without weights this overstates nothing but o_proj, which is told apart by
     its name: it reads what attention gives.
     """
-    seen = set()
+    groups: dict[tuple, list[str]] = {}
     for name, (_, into) in linears.items():
         module, _, leaf = name.rpartition(".")
         reads_inside = any(word in leaf for word in ("o_proj", "out_proj", "dense", "down", "wo"))
-        key = (module, into, leaf if reads_inside else "")
-        if key not in seen:
-            seen.add(key)
-            yield into
+        groups.setdefault((module, into, leaf if reads_inside else ""), []).append(name)
+    yield from groups.values()
 
 
 class Room(NamedTuple):

@@ -149,10 +149,8 @@ def _form(
         if not settings.converts(module):
             return None
         settings.group_size_for(size.shape[1], name=module)
-        zero_point, width = settings.zero_point, settings.bits
-        return PackedForm(
-            settings.layout, width, settings.group_size, zero_point, settings.scale_dtype
-        )
+        own = settings.for_linear(module)
+        return PackedForm(own.layout, own.bits, own.group_size, own.zero_point, own.scale_dtype)
     if declared is None or any(part in module for part in declared.modules_to_not_convert):
         return None
     rule = next((r for r in declared.rules if matches(r.pattern, module)), None)
