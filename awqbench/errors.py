@@ -93,3 +93,7 @@ class RecordDigestError(RecordError):
 
 class EmulatedTimingError(RecordError):
     """A time from an emulated processor was asked for; it says nothing about the real one."""
+
+
+class StaticModelError(AwqbenchError, ValueError):
+    """llvm-mca has no honest answer: a borrowed model, or two numbers that contradict."""

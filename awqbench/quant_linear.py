@@ -7,6 +7,7 @@ where a model is loaded.
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -25,6 +26,9 @@ from awqbench.gemm.layout import TiledWeight, tile_weight, untile_weight
 from awqbench.gemm.native_layout import NativeSpec, NativeWeight, stream_weight, unstream_weight
 from awqbench.packed import PackedWeight
 
+if TYPE_CHECKING:
+    from awqbench.gemm.cuda import CudaWeight
+
 # Held while buffers change to a stream: the first calls may come from several threads at once.
 # (Not one for each layer, which could not be copied or pickled then.)
 _CHANGING = threading.Lock()
@@ -38,15 +42,17 @@ class QuantLinear(nn.Module):
     from (`to_packed` gives that back). On the CPU they change, on first use, to the stream of
     the native kernels, or where those cannot be built, with bfloat16 tokens, to the order of
     ATen's int4 operator; saving, moving or a gradient changes them back, so that a state dict
-    does not depend on the machine. Scales keep their own dtype under ``.to(dtype)``.
+    does not depend on the machine. Scales keep their own dtype under ``.to(dtype)``. On a GPU
+    with float16 or bfloat16 tokens the order of the CUDA kernels is kept beside them.
 
     Parameters
     ----------
     packed : PackedWeight
         (N, K).
     bias : (N,) torch.Tensor, optional
-    backend : {"auto", "torch", "numpy", "numexpr", "native"}
-        "auto" is native on the CPU where it can be built, else torch; see `gemm`.
+    backend : {"auto", "torch", "numpy", "numexpr", "native", "cuda"}
+        "auto" is native on the CPU where it can be built, cuda on a GPU, else torch; see
+        `gemm`.
     activations : {"int16", "float32", "int8"}, optional
         What the native backend makes of tokens; see `gemm`.
     """
@@ -72,6 +78,8 @@ class QuantLinear(nn.Module):
         self._may_int4 = True
         # What the buffers hold while they are a stream: `codes` all of it, others nothing.
         self._native: NativeSpec | None = None
+        # The weight once more, in the order of the CUDA kernels; "no" where they have none.
+        self._cuda: CudaWeight | Literal["no"] | None = None
 
     @property
     def in_features(self) -> int:
@@ -134,6 +142,10 @@ class QuantLinear(nn.Module):
     def _matmul(self, x: torch.Tensor, backend: str) -> torch.Tensor:
         if backend in ("numpy", "numexpr"):
             return self._by_arrays(x)
+        if backend == "cuda":
+            y = self._by_cuda(x)
+            if y is not None:
+                return y
         if self._native is not None:
             self._use_tiles()
         weight = self._weight()
@@ -159,6 +171,17 @@ class QuantLinear(nn.Module):
             is_named=self.backend == "native",
         )
         return native.matmul_any(x, self._stream(), activations=activations)
+
+    def _by_cuda(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the product, None where the kernels have no layout and may be passed over."""
+        from awqbench.gemm import cuda, cuda_layout
+
+        cuda.check_tokens(x)
+        if self._cuda is None:
+            packed = self.to_packed()
+            passed_over = self.backend == "auto" and cuda_layout.why_not(packed)
+            self._cuda = "no" if passed_over else cuda.to_device(packed, x.device)
+        return None if self._cuda == "no" else cuda.matmul(x, self._cuda)
 
     def _check_on_cpu(self, x: torch.Tensor, backend: str) -> None:
         if not x.is_cpu:
@@ -236,6 +259,7 @@ class QuantLinear(nn.Module):
 
     def _apply(self, fn, recurse=True):
         self._use_tiles()
+        self._cuda = None
         before = self.scales
         super()._apply(fn, recurse)
         if self.scales.dtype != before.dtype:
@@ -248,6 +272,7 @@ class QuantLinear(nn.Module):
 
     def _load_from_state_dict(self, *args, **kwargs):
         self._use_tiles()
+        self._cuda = None
         super()._load_from_state_dict(*args, **kwargs)
 
 

@@ -20,10 +20,11 @@ READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 ANSWERS = ROOT / "data" / "records" / "answers.json"
 SPEED = ROOT / "data" / "records" / "search_speed.jsonl"
 PEERS = ROOT / "data" / "records" / "peer_load.jsonl"
+GEMM = ROOT / "data" / "records" / "gemm.jsonl"
 # What the tables say around the records' own words, which stay as they are.
 WORDS = {
     "en": {
-        "notebooks": "| notebook | question | answer on the embedded model |",
+        "notebooks": "| notebook | question | answer at the defaults |",
         "layouts": "| layout | whose | written | logits against its own tool |",
         "yes": "yes",
         "no": "no",
@@ -35,9 +36,14 @@ WORDS = {
         "times": "times faster",
         "machine": "{date}, {cpu}, {cores} cores, {read:.0f} GB/s read from memory in the same "
         "run.",
+        "cpu": "| weight, 4 bits, groups of 128 | tokens | share of the ceiling | against torch's "
+        "int4 | against bf16, unquantized | error |",
+        "reading": "{share:.0%} of reading memory",
+        "products": "{share:.0%} of torch's best products",
+        "activations": "{shape}, {activations} activations",
     },
     "zh": {
-        "notebooks": "| 笔记本 | 问题 | 在内置模型上的答案（运行时的原文） |",
+        "notebooks": "| 笔记本 | 问题 | 默认参数下的答案（运行时的原文） |",
         "layouts": "| 布局 | 来源 | 可写出 | 与其原生工具的 logits 之差 |",
         "yes": "是",
         "no": "否",
@@ -47,6 +53,11 @@ WORDS = {
         "{tokens:,} 个 token，{setting}，两者在同一次运行中测得（`benchmarks/search_speed.py`）。",
         "times": "加速倍数",
         "machine": "{date}，{cpu}，{cores} 核，同一次运行中内存读取带宽 {read:.0f} GB/s。",
+        "cpu": "| 权重，4 位，每组 128 | token 数 | 占上限的比例 | 对比 torch 的 int4 | "
+        "对比未量化的 bf16 | 误差 |",
+        "reading": "内存读取速率的 {share:.0%}",
+        "products": "torch 最佳乘法速率的 {share:.0%}",
+        "activations": "{shape}，{activations} 激活",
         # By the English words: a question that changes is shown in English until translated.
         "per setting": "每组设置",
         "one setting, collection included": "一组设置，含收集统计量",
@@ -68,6 +79,11 @@ WORDS = {
         "哪块 GPU 上？还能容纳多长的上下文？",
         "What lies in a quantized folder, and does another layout hold the same numbers?": "量化"
         "后的文件夹里有什么？换一种布局，数值是否相同？",
+        "What would other bits, groups, memory or machines cost, before "
+        "anything is quantized?": "在量化之前：换一种位数、分组、内存或机器，代价是多少？",
+        "Is a quantized model worth running on the ARM machine or on the x86 "
+        "one, and which of the figures were measured?": "量化后的模型该在 ARM 机器上"
+        "运行还是在 x86 机器上运行？哪些数字是实测的？",
     },
 }
 
@@ -121,6 +137,33 @@ def measured_table(words: Mapping[str, str]) -> str:
     return f"{what}\n\n| | {words['times']} |\n|---|---|\n{rows}\n\n{where}"
 
 
+def cpu_table(words: Mapping[str, str]) -> str:
+    """Return README's table of native products against torch's, from the newest record."""
+    records = [json.loads(line) for line in GEMM.read_text().splitlines()]
+    record = [r for r in records if r["settings"]["bits"] == 4 and not r["peers"]][-1]
+    lines = [words["cpu"], "|---|---|---|---|---|---|"]
+    for activations in ("int16", "int8"):
+        for row in record["rows"]:
+            if row["path"] != f"native {activations}":
+                continue
+            is_few = row["tokens"] <= 4
+            share = row["fraction_of_read" if is_few else "fraction_of_peak"]
+            what = words["activations"].format(shape=row["shape"], activations=activations)
+            lines.append(
+                f"| {what} | {row['tokens']} "
+                f"| {words['reading' if is_few else 'products'].format(share=share)} "
+                f"| {row['vs torch int4pack']:.2f} x | {row['vs torch dense bfloat16']:.2f} x "
+                f"| {row['rel_error']:.1e} |"
+            )
+    where = words["machine"].format(
+        date=record["finished"][:10],
+        cpu=record["machine"]["cpu"],
+        cores=record["machine"]["cores_usable"],
+        read=record["ceilings"]["read_gb_s"],
+    )
+    return "\n".join([*lines, "", where])
+
+
 def layouts_table(words: Mapping[str, str]) -> str:
     """Return README's table of layouts, with the distance to the tools that they belong to."""
     from awqbench.formats.layouts.table import LAYOUTS
@@ -150,6 +193,7 @@ def filled(text: str, language: str = "en") -> str:
         "notebooks": notebooks_table(words),
         "layouts": layouts_table(words),
         "measured": measured_table(words),
+        "cpu": cpu_table(words),
     }
     for name, block in blocks.items():
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"

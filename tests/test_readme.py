@@ -16,6 +16,9 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+TESTS = "pytest -n 2 --dist loadfile"
+
+
 def shell_lines(text=README):
     blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
@@ -27,14 +30,14 @@ def one_line_setups():
 
 def test_two_commands_do_all_the_setup():
     ends = [line.rsplit("&& ", 1)[-1] for line in one_line_setups()]
-    assert ends == ["awqbench report", "pytest"]
+    assert ends == ["awqbench report", TESTS]
 
 
 def test_ci_reads_its_commands_from_the_readme():
     script = (ROOT / ".ci" / "run").read_text()
     pattern = re.search(r"grep -E \"(.*?)\\\\\$1|grep -E \"([^\"]*)\"", script).group(0)
     assert "README.md" in script and "python3 -m venv" in pattern
-    for last in ("pytest", "awqbench report"):
+    for last in (TESTS, "awqbench report"):
         assert f"readme_command {last}" in script or f"readme_command '{last}'" in script
         assert sum(line.endswith(f"&& {last}") for line in one_line_setups()) == 1
     for line in script.splitlines():  # no install that the README does not have

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from awqbench.errors import AwqbenchError
+from awqbench.errors import StaticModelError
 
 # How the units of a core's own model are named in LLVM, by processor type.
 CORES = {
@@ -58,10 +58,6 @@ MOST_APART = 3.0
 _ITERATIONS = 200
 _BLANK = {"aarch64": "add x0, x0, x1", "x86_64": "addq %rax, %rbx"}  # for llvm-mca to look at
 _TIME_LIMIT_S = 60
-
-
-class StaticModelError(AwqbenchError, ValueError):
-    """llvm-mca has no honest answer: a borrowed model, or two numbers that contradict."""
 
 
 class Loop(NamedTuple):

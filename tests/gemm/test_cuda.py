@@ -22,6 +22,7 @@ from awqbench.errors import (
 from awqbench.formats.layouts.awq import write_linear
 from awqbench.gemm import cuda, cuda_awq, cuda_choice, cuda_nvrtc, gemm
 from awqbench.packed import quantize_weight
+from awqbench.quant_linear import QuantLinear
 
 pytestmark = pytest.mark.skipif(
     bool(cuda_nvrtc.why_absent()), reason=cuda_nvrtc.why_absent() or "NVRTC is there"
@@ -70,6 +71,26 @@ def test_products_are_right(monkeypatch, m, arch, dtype, make, kernels):
     x = tokens_of(m, packed.in_features, dtype)
     check(cuda.matmul(x, weight), x, packed, LIMITS[dtype])
     assert gpu.kernels == ["w4_repack", *kernels]
+
+
+@pytest.mark.parametrize("make", ["tail", "groups of 24"])
+def test_a_linear_layer_lays_its_weight_out_once(monkeypatch, make):
+    """With "auto", a weight that fits no tiles is multiplied by torch."""
+    gpu = FakeGpu(monkeypatch, "80")
+    monkeypatch.setattr(cuda, "check_tokens", lambda x: None)
+    monkeypatch.setattr("awqbench.quant_linear.choose_backend", lambda *args: "cuda")
+    made = []
+    to_device = cuda.to_device
+    monkeypatch.setattr(cuda, "to_device", lambda *args: made.append(1) or to_device(*args))
+    packed = random_packed(96, 160, 24 if make == "groups of 24" else 64)
+    layer = QuantLinear(packed)
+    x = tokens_of(3, packed.in_features, torch.float16)
+    for _ in range(2):
+        check(layer(x.reshape(1, 3, -1))[0], x, packed, LIMITS[x.dtype])
+    fits = make == "tail"
+    assert (len(made), bool(gpu.launched)) == (fits, fits)
+    layer.to(torch.float64)  # moved or cast: laid out anew
+    assert layer._cuda is None
 
 
 def test_split_sums_are_added(monkeypatch):

@@ -53,7 +53,8 @@ def test_with_every_row_rounding_is_predicted_exactly(
     settings = plain(bits=bits, zero_point=zero_point, group_size=group_size)
     found, truth = predicted(all_rows, settings), exact(folder, stats, settings)
     assert list(found.index) == list(truth.index)
-    np.testing.assert_allclose(found, truth, rtol=2e-4)
+    # Both multiply by H in bfloat16 where the processor has it: 4e-4 of a loss each.
+    np.testing.assert_allclose(found, truth, rtol=1e-3)
 
 
 @pytest.mark.parametrize("bits", [3, 4])

@@ -31,6 +31,7 @@ def explorer(**changes):
 
 
 def test_a_moved_control_draws_and_closes_a_figure():
+    plt.close("all")  # those of other tests in this process
     shown = explorer()
     before = shown.picture.png
     shown.controls["n"].value = 3

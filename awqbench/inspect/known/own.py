@@ -23,6 +23,15 @@ _CHECKS = {
     "ResumeError": "awqbench quantize {model} OUT --no-resume",
     "TraceError": "awqbench doctor {model}",
     "NotebookError": "awqbench notebooks check",
+    "MemoryLimitError": "awqbench doctor {model}",
+    "ClusterError": "awqbench quantize {model} OUT --workers 2",
+    "RecordError": "awqbench record -o OTHER_FILE.jsonl",
+    "RecordSchemaError": "awqbench record -o OTHER_FILE.jsonl",
+    "RecordSealError": "awqbench record -o OTHER_FILE.jsonl",
+    "RecordConsistencyError": "awqbench record -o OTHER_FILE.jsonl",
+    "RecordDigestError": "awqbench record -o OTHER_FILE.jsonl",
+    "EmulatedTimingError": "awqbench record -o OTHER_FILE.jsonl --correctness-only",
+    "StaticModelError": "awqbench provenance",
 }
 _NAMES = "|".join(["AwqbenchError", *_CHECKS])
 _PRINTED = re.compile(
