@@ -72,15 +72,34 @@ def read_evidence(name: str, folder: str | Path | None = None) -> Evidence:
     FormatError
         If a file is there and cannot be read, or lacks a column.
     """
-    import pandas as pd
-
     if name not in _SOURCES:
         raise ParameterError(f"no evidence {name!r}; choose {', '.join(_SOURCES)}.")
     program, columns = _SOURCES[name]
     file = Path(folder or _RECORDS) / f"{name}.jsonl"
+    return newest_run(file, f"python benchmarks/{program}", columns)
+
+
+def newest_run(file: Path, command: str, columns: tuple[str, ...]) -> Evidence:
+    """Return the newest run in a file of records, or an empty one if there is no file.
+
+    Parameters
+    ----------
+    file : Path
+    command : str
+        What writes the file: said where there is none.
+    columns : tuple of str
+        That the rows must have; an absent run has them too.
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be read, or its newest run lacks a column.
+    """
+    import pandas as pd
+
     runs = read_records(file) if file.is_file() else []
     if not runs:
-        absent = f"not recorded here: python benchmarks/{program} writes {file.name}."
+        absent = f"not recorded here: {command} writes {file.name}."
         return Evidence(pd.DataFrame(columns=list(columns)), "", {}, absent)
     rows = pd.DataFrame(runs[-1]["rows"])
     missing = [column for column in columns if column not in rows]

@@ -123,7 +123,7 @@ def bench_gemm(
     group_size: int = 128,
     time_limit_s: float = 400,
 ) -> pd.DataFrame:
-    """Time every path at every shape (K, N) and number of tokens.
+    """Time every path at every shape (K, N) and number of tokens; group size -1: whole rows.
 
     Returns
     -------
@@ -134,7 +134,7 @@ def bench_gemm(
     deadline = time.monotonic() + time_limit_s
     rows, absent, is_complete = [], {}, True
     for k, n in shapes:
-        case = GpuCase(k, n, bits, group_size, device=device)
+        case = GpuCase(k, n, bits, k if group_size == -1 else group_size, device=device)
         prepared = _prepare(case, ceilings, absent)
         for m in progress_bar(tokens, f"{k}x{n}", unit="size"):
             if time.monotonic() > deadline:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from awqbench.cli.app import INTERRUPTED, JsonOption, app
+from awqbench.cli.bench_gpu import gemm_on_gpu
+from awqbench.cli.bench_outputs import check_outputs, print_absent, save_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +42,7 @@ def gemm(
     tokens: Annotated[list[int] | None, typer.Option(help="M; repeat.")] = None,
     bits: int = 4,
     group_size: Annotated[int, typer.Option(help="-1 for whole rows.")] = 128,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
     rounds: RoundsOption = None,
     quick: QuickOption = False,
@@ -49,8 +52,12 @@ def gemm(
 ) -> None:
     """Time y = x Wᵀ by every backend and every peer installed, in turns with probes.
 
-    Ctrl-C prints what was measured so far.
+    Ctrl-C prints what was measured so far. With --device cuda graphs of calls are replayed
+    instead: --threads and --rounds are not used, and Ctrl-C leaves nothing.
     """
+    if device != "cpu":
+        gemm_on_gpu(device, (shape, tokens, bits, group_size, quick), (out, figure, as_json))
+        return
     from awqbench.bench.gemm_bench import measure_gemm
     from awqbench.bench.gemm_cases import make_cases
     from awqbench.bench.probes import limited_threads, measure_ceilings
@@ -61,7 +68,7 @@ def gemm(
     cases = make_cases(shapes, tokens, bits=bits, group_size=group_size)
     settings = {"shapes": list(shapes), "tokens": list(tokens), "bits": bits}
     settings |= {"group_size": group_size, "rounds": rounds}
-    _check_outputs(out, figure)
+    check_outputs(out, figure)
     tables: list[pd.DataFrame] = []
     stopped = False
     with limited_threads(threads):
@@ -76,16 +83,6 @@ def gemm(
     if stopped:
         typer.echo(f"stopped after {len(tables)} of {len(cases)} cases.", err=True)
         raise typer.Exit(INTERRUPTED)
-
-
-def _check_outputs(out: Path | None, figure: Path | None) -> None:
-    from awqbench.bench.records import require_appendable
-    from awqbench.errors import OutputError
-
-    if out is not None:
-        require_appendable(out)
-    if figure is not None and not figure.absolute().parent.is_dir():
-        raise OutputError(f"cannot draw {figure}: there is no folder {figure.parent}.")
 
 
 def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
@@ -116,15 +113,9 @@ def _report_gemm(
 
 
 def _draw(file: Path, table: pd.DataFrame, conditions: str) -> None:
-    from awqbench.errors import OutputError
     from awqbench.plots.roofline import plot_roofline
 
-    drawn = plot_roofline(table, conditions=conditions)[0].figure
-    try:
-        drawn.savefig(file)
-    except (OSError, ValueError) as error:  # no such folder; no such format
-        raise OutputError(f"cannot draw {file}: {error}.") from error
-    typer.echo(f"drew {file}", err=True)
+    save_figure(file, plot_roofline(table, conditions=conditions)[0].figure)
 
 
 def _print_gemm(table: pd.DataFrame, ceilings: dict[str, Any], machine: dict[str, Any]) -> None:
@@ -134,11 +125,7 @@ def _print_gemm(table: pd.DataFrame, ceilings: dict[str, Any], machine: dict[str
     typer.echo(ceilings_text(ceilings))
     for _, case in table.groupby(["shape", "bits", "group_size", "tokens"], sort=False):
         typer.echo("\n" + gemm_lines(case))
-    absent = table.attrs.get("absent", {})
-    if absent:
-        typer.echo("\nnot timed:")
-    for name, reason in absent.items():
-        typer.echo(f"  {name}: {reason}")
+    print_absent(table)
 
 
 @bench.command()
@@ -173,7 +160,7 @@ def model(
 
     work = Workload(16, 8, rounds or 2) if quick else Workload(prompt, new, rounds or 3)
     backends = list(dict.fromkeys(backend or ["auto"]))
-    _check_outputs(out, None)
+    check_outputs(out, None)
     tables: list[pd.DataFrame] = []
     stopped = False
     with ExitStack() as stack:
