@@ -91,7 +91,10 @@ def open_client(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = workers or cores
     share = str(threads or max(1, cores // workers))
-    environ = {f"distributed.nanny.pre-spawn-environ.{name}": share for name in _THREAD_COUNTS}
+    # Set in the workers alone: "pre-spawn" ones would be set in this process too, again when a
+    # worker is replaced, and stand in its records.
+    environ = {f"distributed.nanny.environ.{name}": share for name in _THREAD_COUNTS}
+    environ |= {f"distributed.nanny.pre-spawn-environ.{name}": None for name in _THREAD_COUNTS}
     with (
         _same_environment_after(),
         dask.config.set(environ),
@@ -153,6 +156,35 @@ def run_tasks(
             client.cancel(list(futures))
 
 
+def workers_alive(client: Client, what: str) -> int:
+    """Return how many workers there are now; 0 while a lost one is replaced.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    what : str
+        Names what they are wanted for in an error.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler is gone.
+    """
+    try:
+        if client.status == "running":
+            return len(client.nthreads())
+    except OSError as error:
+        raise _gone(what) from error
+    raise _gone(what)
+
+
+def _gone(what: str) -> ClusterError:
+    return ClusterError(
+        f"{what}: the scheduler is gone; what was finished stays on disk. Start a scheduler "
+        "again, then the same command."
+    )
+
+
 def wait_for_any(futures: list[Future]) -> None:
     """Wait until one of some tasks is done, or their scheduler is gone."""
     from concurrent.futures import CancelledError
@@ -191,7 +223,4 @@ def result_of(future: Future, what: str) -> Any:
     except (CancelledError, OSError) as error:
         if isinstance(error, OSError) and future.client.status == "running":
             raise  # the task's own error
-        raise ClusterError(
-            f"{what}: the scheduler is gone; what was finished stays on disk. Start a scheduler "
-            "again, then the same command."
-        ) from error
+        raise _gone(what) from error

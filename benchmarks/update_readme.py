@@ -83,6 +83,8 @@ WORDS = {
         "anything is quantized?": "在量化之前：换一种位数、分组、内存或机器，代价是多少？",
         "Are the CUDA kernels for packed weights right, and how near can they come to the limit "
         "of memory?": "打包权重的 CUDA 内核正确吗？它们能多接近内存带宽的极限？",
+        "How large a model can this machine quantize, how fast, and what does a crash cost?": "这台"
+        "机器能量化多大的模型？有多快？一次崩溃的代价是什么？",
         "Is a quantized model worth running on the ARM machine or on the x86 "
         "one, and which of the figures were measured?": "量化后的模型该在 ARM 机器上"
         "运行还是在 x86 机器上运行？哪些数字是实测的？",

@@ -38,13 +38,13 @@ CONFIGS = {
 }
 
 
-def save_tiny_model(architecture: str, folder: Path, *, dtype: str = "float32") -> Path:
+def save_tiny_model(architecture: str, folder: Path, *, dtype: str = "float32", **changes) -> Path:
     """Save a random model; every weight, norms and biases too, is drawn with a fixed seed."""
     import torch
     import transformers
 
     name, settings = CONFIGS[architecture]
-    config = getattr(transformers, name)(**settings)
+    config = getattr(transformers, name)(**settings | changes)
     if architecture == "gemma3":
         config.layer_types = ["sliding_attention", "full_attention"]
     torch.manual_seed(0)

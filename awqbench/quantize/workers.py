@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from awqbench.cluster import open_client, result_of, wait_for_any
+from awqbench.cluster import open_client, result_of, wait_for_any, workers_alive
 from awqbench.quantize.queue import Arguments, SerialQueue
 from awqbench.quantize.task import run_block
 
@@ -37,8 +37,15 @@ class WorkerQueue:
         self._under_way: dict[Future, int] = {}
 
     def submit(self, i: int) -> None:
-        """Take block `i`; waits while every worker is busy and another block waits."""
-        while len(self._running()) >= len(self._client.nthreads()) + _WAITING:
+        """Take block `i`; waits while every worker is busy and another block waits.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler is gone.
+        """
+        what = f"search of block {i}"
+        while len(self._running()) >= workers_alive(self._client, what) + _WAITING:
             wait_for_any(self._running())
         future = self._client.submit(run_block, i, pure=False, **self._arguments(i))
         self._under_way[future] = i
