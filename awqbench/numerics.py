@@ -189,3 +189,24 @@ def check_finite(values: np.ndarray, *, name: str) -> None:
         "the checkpoint is damaged or was saved in a dtype too small for it: "
         "convert it again from the original."
     )
+
+
+def narrowest_dtype(values: np.ndarray) -> str:
+    """Return the narrowest of float16, bfloat16 and float32 that holds every value exactly.
+
+    Parameters
+    ----------
+    values : ndarray of float32
+        NaN counts by its bits.
+
+    Examples
+    --------
+    >>> [narrowest_dtype(np.float32([x])) for x in (0.5, 2.0**20, 0.1)]
+    ['float16', 'bfloat16', 'float32']
+    """
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16).astype(np.float32).view(np.uint32)
+    if np.array_equal(halves, bits):
+        return "float16"
+    return "float32" if (bits & 0xFFFF).any() else "bfloat16"

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from awqbench.numerics import narrowest_dtype
 from awqbench.packed import PackedWeight
 
 TILE_ROWS, TILE_K, LANES = 16, 128, 32
@@ -104,7 +105,7 @@ def spec_of(packed: PackedWeight) -> TileSpec:
         in_features=packed.in_features,
         bits=4 if packed.bits <= 4 else 8,
         group_size=0 if packed.n_groups == 1 else packed.group_size,
-        scale_type=narrowest_scales(packed.scales),
+        scale_type=narrowest_dtype(packed.scales),
     )
 
 
@@ -184,16 +185,6 @@ def unpack_meta(values: np.ndarray, spec: TileSpec, n_groups: int) -> np.ndarray
     """Return the (N, `n_groups`) values of `pack_meta`."""
     padded = values.transpose(1, 3, 2, 0).reshape(-1, spec.n_groups)
     return np.ascontiguousarray(padded[: spec.out_features, :n_groups])
-
-
-def narrowest_scales(scales: np.ndarray) -> str:
-    """Return the narrowest type that holds every scale exactly, one of `SCALE_TYPES`."""
-    bits = np.ascontiguousarray(scales, np.float32).view(np.uint32)
-    with np.errstate(over="ignore"):
-        halves = scales.astype(np.float16).astype(np.float32).view(np.uint32)
-    if np.array_equal(halves, bits):
-        return "float16"
-    return "float32" if (bits & 0xFFFF).any() else "bfloat16"
 
 
 def store_scales(scales: np.ndarray, scale_type: str) -> np.ndarray:

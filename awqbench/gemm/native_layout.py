@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from awqbench.numerics import narrowest_dtype
 from awqbench.packed import PackedWeight
 
 # Columns of a block and of a panel, and the longest chunk: as in kernels/native_stream.h.
@@ -109,7 +110,7 @@ def stream_weight(packed: PackedWeight) -> NativeWeight:
         has_g_idx=packed.g_idx is not None,
         unit=unit,
         n_chunks=len(groups),
-        stored_scales=_narrowest(packed.scales),
+        stored_scales=narrowest_dtype(packed.scales),
     )
     stream = aligned_bytes(spec.nbytes)
     for first, n_blocks, at in spec.panels():
@@ -184,16 +185,6 @@ def _chunks(index: np.ndarray, n_groups: int, unit: int) -> tuple[np.ndarray, np
     order = np.full(len(groups) * unit, -1, np.int32)
     order[first_place[group] + np.arange(len(index)) - first_rank[group]] = gathered
     return groups, order
-
-
-def _narrowest(scales: np.ndarray) -> str:
-    """Return the narrowest type that holds every scale exactly."""
-    bits = np.ascontiguousarray(scales, np.float32).view(np.uint32)
-    with np.errstate(over="ignore"):
-        halves = scales.astype(np.float16).astype(np.float32).view(np.uint32)
-    if np.array_equal(halves, bits):
-        return "float16"
-    return "float32" if (bits & 0xFFFF).any() else "bfloat16"
 
 
 def _padded(rows: np.ndarray, n_blocks: int) -> np.ndarray:

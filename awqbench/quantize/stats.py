@@ -72,27 +72,7 @@ class Stats:
         StatisticsError
             If the block's file is missing or damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = self.path / block_file(i)
-        try:
-            with safe_open(path, framework="pt") as file:
-                sites = json.loads(file.metadata()["sites"])
-                records = []
-                for index, fields in enumerate(sites):
-                    head = f"{index}/"
-                    names = [n for n in file.keys() if n.startswith(head)]
-                    tensors = {n.removeprefix(head): file.get_tensor(n) for n in names}
-                    source = tensors.pop("source", None)
-                    for name in ("linears", "readers"):
-                        fields[name] = tuple(fields.get(name, ()))
-                    site = Site(**fields, source=None if source is None else source.numpy())
-                    records.append(SiteRecord(site, SiteMoments(tensors)))
-                return records
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise StatisticsError(
-                f"{path.name} of the statistics cannot be read ({error}); calibrate again."
-            ) from error
+        return read_block(self.path, i)
 
     def check(self, ckpt: Checkpoint) -> None:
         """Raise unless these are statistics of this very model.

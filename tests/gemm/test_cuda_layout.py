@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from awqbench.gemm.cuda_layout import (
     TileSpec,
-    narrowest_scales,
     order_of,
     pack_codes,
     pack_meta,
@@ -19,6 +18,7 @@ from awqbench.gemm.cuda_layout import (
     unpack_meta,
     why_not,
 )
+from awqbench.numerics import narrowest_dtype
 
 # Which weights have no tiles, and a word of why.
 UNFIT = {
@@ -120,7 +120,7 @@ def test_act_order_gathers_groups():
 )
 def test_scales_take_the_narrowest_exact_type(scale, expected):
     scales = np.full((2, 2), scale, np.float32)
-    assert narrowest_scales(scales) == expected
+    assert narrowest_dtype(scales) == expected
     stored = store_scales(scales, expected)
     if expected == "bfloat16":
         stored = (stored.astype(np.uint32) << 16).view(np.float32)
