@@ -79,5 +79,5 @@ def test_a_run_is_stopped_after_as_many_blocks():
 
 
 def test_a_watched_run_that_fails_says_why(tmp_path):
-    with pytest.raises(OutputError, match="nowhere"):
+    with pytest.raises(OutputError, match="status 2: FormatError: .* neither a folder"):
         watch_run(tmp_path / "nowhere", tmp_path / "out")
