@@ -1,6 +1,6 @@
 """Quantize a synthetic model of a known shape under a memory limit of the operating system.
 
-    python benchmarks/quantize_large.py --model 8b --memory 6GiB --folder /tmp/large
+    python benchmarks/quantize_large.py --model 8b --memory 6GiB --folder build/large
 
 Weights are random, with outlier channels; what counts is size. The model is made once in
 the folder and kept there. A record is appended to data/records/quantize_large.jsonl.
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--memory", default="6GiB")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/awqbench-large"))
+    parser.add_argument("--folder", type=Path, default=Path("build/large"))
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--records", type=Path, default=RECORDS)
     options = parser.parse_args()
@@ -262,7 +262,8 @@ def main() -> None:
     for part, value in predicted.parts.items():
         print(f"    {part:<14} {value:9.1f}")
     table = pd.DataFrame([row | times])
-    append_record(options.records, make_record("quantize_large", table, arguments))
+    asked = arguments | {"model": model.name, "out": out.name}  # names: folders are the machine's
+    append_record(options.records, make_record("quantize_large", table, asked))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from awqbench.cluster import check_workers
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
 from awqbench.formats.config.limits import check_size
 from awqbench.formats.writer import require_new_folder
-from awqbench.quantize.calibrate import ALL_EXPERTS, checked_tokens, run_dtype
+from awqbench.quantize.calibrate import checked_tokens, run_dtype
+from awqbench.quantize.collect import ALL_EXPERTS
 from awqbench.quantize.dense import keeps_dense
 from awqbench.quantize.durable import read_json
 from awqbench.quantize.publish import RECORD, publish

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from awqbench.errors import MemoryLimitError
-from awqbench.quantize.calibrate import BATCH_SIZE, SUM_WINDOWS, Sketching
+from awqbench.quantize.collect import BATCH_SIZE, SUM_WINDOWS, Sketching
 from awqbench.sizes import GIB, parse_bytes
 
 if TYPE_CHECKING:

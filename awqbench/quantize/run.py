@@ -12,7 +12,7 @@ import numpy as np
 from awqbench.formats.checkpoint import Checkpoint
 from awqbench.progress import progress_bar
 from awqbench.quantize.activations import Activations
-from awqbench.quantize.calibrate import Calibration, Sketching
+from awqbench.quantize.collect import Calibration, Sketching
 from awqbench.quantize.memory import budget_of, plan_memory
 from awqbench.quantize.publish import stored_prefix
 from awqbench.quantize.queue import Arguments, BlockQueue

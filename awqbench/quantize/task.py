@@ -12,7 +12,7 @@ from typing import Any
 
 from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.quantize.blocks import BlockFiles
-from awqbench.quantize.calibrate import check_block_weights
+from awqbench.quantize.collect import check_block_weights
 from awqbench.quantize.fold_block import quantize_block
 from awqbench.quantize.settings import Settings
 from awqbench.quantize.stats import read_block

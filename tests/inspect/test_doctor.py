@@ -20,7 +20,8 @@ from awqbench.inspect.doctor import CARE, NO, NOTE, doctor, resources, versions
 from awqbench.inspect.doctor.alignment import alignment_findings
 from awqbench.inspect.doctor.resources import Needs, Room, resource_findings
 from awqbench.inspect.doctor.versions import Versions, is_older, version_findings
-from awqbench.quantize.calibrate import Sketching, calibrate
+from awqbench.quantize.calibrate import calibrate
+from awqbench.quantize.collect import Sketching
 from awqbench.quantize.job import quantize
 from awqbench.quantize.memory import statistics_bytes
 

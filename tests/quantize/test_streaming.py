@@ -8,9 +8,9 @@ from tiny_models import VOCABULARY, save_tiny_model
 
 import awqbench as ab
 from awqbench.errors import MemoryLimitError, ParameterError
-from awqbench.quantize import calibrate as calibrating
+from awqbench.quantize import collect as calibrating
 from awqbench.quantize.activations import Activations
-from awqbench.quantize.calibrate import Calibration, Sketching
+from awqbench.quantize.collect import Calibration, Sketching
 from awqbench.quantize.memory import MemoryPlan, statistics_bytes
 from awqbench.quantize.moments import Moments
 from awqbench.quantize.queue import SerialQueue

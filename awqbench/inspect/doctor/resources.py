@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from awqbench.inspect.doctor.findings import CARE, NO, Finding, gigabytes
 from awqbench.inspect.sizes import packed_bytes
-from awqbench.quantize.calibrate import BATCH_SIZE, SKETCH_ABOVE, Sketching
+from awqbench.quantize.collect import BATCH_SIZE, SKETCH_ABOVE, Sketching
 from awqbench.quantize.memory import statistics_bytes
 
 if TYPE_CHECKING:
