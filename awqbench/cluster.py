@@ -102,7 +102,7 @@ def open_client(
             n_workers=workers,
             threads_per_worker=1,  # one task at a time in a worker
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=None,  # tasks know their own size; Dask would kill them half way
             silence_logs=logging.CRITICAL,
         ) as cluster,
@@ -124,7 +124,7 @@ def _same_environment_after() -> Iterator[None]:
 
 
 def run_tasks(
-    client: Client, function: Callable[[Any], Any], items: Iterable[Any]
+    client: Client, function: Callable[[Any], Any], items: Iterable[Any], *, priority: int = 0
 ) -> Iterator[tuple[Any, Any]]:
     """Run a function on each item and give results as they come.
 
@@ -134,6 +134,8 @@ def run_tasks(
     function : callable
         Of one item; it and the items can be pickled.
     items : iterable
+    priority : int
+        Tasks of a higher one are begun first.
 
     Yields
     ------
@@ -147,7 +149,7 @@ def run_tasks(
     """
     from distributed import as_completed
 
-    futures = {client.submit(function, item, pure=False): item for item in items}
+    futures = {client.submit(function, item, pure=False, priority=priority): item for item in items}
     try:
         for future in as_completed(list(futures)):
             yield futures[future], result_of(future, f"task {futures[future]!r}")

@@ -20,7 +20,7 @@ class OverflowCastError(AwqbenchError, ValueError):
 
 
 class DeviceError(AwqbenchError, RuntimeError):
-    """Tensors that must be together lie on different devices."""
+    """A device is not there, or tensors that must be together lie on different ones."""
 
 
 class FormatError(AwqbenchError, ValueError):

@@ -86,16 +86,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--windows", type=int, default=40, help="32 of them are a chunk")
+    parser.add_argument("--seq-len", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-memory", default=None)
+    parser.add_argument("--workers", type=int, help="of every run; they outlive its kill a little")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="awqbench-kills-"))
-    settings = {"group_size": 64} | (
-        {"max_memory": options.max_memory} if options.max_memory else {}
-    )
+    settings = {"group_size": 64, "threads": 1}
+    settings |= {"max_memory": options.max_memory} if options.max_memory else {}
+    settings |= {"workers": options.workers} if options.workers else {}
     tokens = ab.text_tokens(options.model, n_samples=options.windows, seq_len=options.seq_len)
     base = {"model": options.model, "tokens": tokens.tolist(), "settings": settings}
     _PROCESSES.set_forkserver_preload(

@@ -2,8 +2,9 @@
 
     python benchmarks/workers.py
 
-Every process computes on one thread, and every result must be the same, byte for byte. The
-models are the embedded one and one of Qwen3-0.6B's block shape with random weights. In a
+With one worker it searches while this process runs the text; several share the text too,
+chunk by chunk. Every process computes on one thread, and every result must be the same, byte for
+byte. The models are the embedded one and one of Qwen3-0.6B's block shape with random weights. In a
 round each way has its turn; what is told is the round with the least total of each way.
 Workers are there, with torch imported, before the clock starts; what that takes is told
 apart. A record is appended to data/records/workers.jsonl.
@@ -28,6 +29,7 @@ from awqbench.bench.records import append_record, make_record, require_appendabl
 from awqbench.bench.run_results import result_digests
 from awqbench.bench.scaling import best_rounds, speedups
 from awqbench.cluster import open_client, run_tasks
+from awqbench.quantize.chunk import SUM_WINDOWS
 from awqbench.quantize.queue import SerialQueue
 from awqbench.quantize.run import MakeQueue
 from awqbench.quantize.task import run_block
@@ -65,6 +67,7 @@ def run(model: Path, tokens: np.ndarray, workers: int) -> tuple[dict, dict[str, 
         out = Path(scratch) / "out"
         record = ab.quantize(model, out, tokens=tokens, threads=1, make_queue=make_queue)
         row = {"model": model.name, "blocks": _blocks(record), "tokens": tokens.size}
+        row["chunks"] = -(-len(tokens) // SUM_WINDOWS)
         row |= {"workers": workers, "ready_s": ready_s} | record["times"]
         return row, result_digests(out)
 
@@ -97,15 +100,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2, 4])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--blocks", type=int, default=4, help="of the shaped model; 0 for none")
-    parser.add_argument("--windows", type=int, default=8, help="of 512 tokens")
+    parser.add_argument("--blocks", type=int, default=3, help="of the shaped model; 0 for none")
+    parser.add_argument("--windows", type=int, default=128)
+    parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--records", type=Path, default=RECORDS)
     options = parser.parse_args()
     require_appendable(options.records)
     ways = sorted({0, *options.workers})
     # Of the libraries that are not torch; workers get theirs from `open_client`.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    tokens = ab.text_tokens("tiny", n_samples=options.windows, seq_len=512)
+    tokens = ab.text_tokens("tiny", n_samples=options.windows, seq_len=options.seq_len)
     rows = measure(ab.open_checkpoint("tiny").path, tokens, ways, options.rounds)
     if options.blocks:
         shape = SHAPES[SHAPED] | {"num_hidden_layers": options.blocks, "vocab_size": VOCABULARY}
@@ -115,6 +119,7 @@ def main() -> None:
             rows += measure(model, random, ways, options.rounds)
     table = pd.DataFrame(rows)
     arguments = {"rounds": options.rounds, "windows": options.windows, "threads": 1}
+    arguments["seq_len"] = options.seq_len
     record = make_record("workers", table, arguments)
     cores = record["machine"]["cores_usable"]
     print(speedups(best_rounds(table), cores=cores).round(2).to_string(index=False))

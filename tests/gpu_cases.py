@@ -23,7 +23,7 @@ def gpu_rows(**changes):
 
 
 def gpu_record(rows):
-    ceilings = {"device": "made-up GPU", "copy_gb_s": 4000.0, "bfloat16_tflop_s": 700.0}
+    ceilings = {"device": "made-up GPU", "copy_gb_s": 4000.0, "product_tflop_s": 700.0}
     machine = {"git_commit": "0123456789abcdef"}
     record = {"finished": "2030-01-02T03:04:05+00:00", "rows": rows, "ceilings": ceilings}
     return json.dumps(record | {"machine": machine}) + "\n"

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,15 @@ from awqbench.bench.probes import (
     last_level_cache_bytes,
     read_probe,
 )
-from awqbench.bench.timing import Timing, time_in_turns
+from awqbench.bench.timing import Timing, time_in_turns, wait_for_idle_threads
+from awqbench.errors import ParameterError
 from awqbench.packed import PackedWeight
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # A turn repeats short calls, each on the next copy, until it has lasted about so long: the
-# threads are then awake, as they are inside a model, and the clock's error is small.
+# clock's error is then small. One call before it is not timed.
 _TURN_S = 0.004
 _MAX_BURST = 16
 # What an optional package may raise while it prepares a weight.
@@ -128,12 +130,12 @@ def measure_gemm(
         `spread` (longest over shortest), `is_noisy` (this or the probe's spread is above
         `NOISY_SPREAD`), `gb_s` (bytes of the weight over the median time), `read_gb_s` and
         `peak_gflop_per_s` (read at its median, arithmetic at its best),
-        `fraction_of_read`, `gflop_per_s`, `fraction_of_peak`, `roofline_fraction`,
-        `rel_error`, `is_wrong`, and a column ``vs PEER`` for each peer: how many times faster
-        than it.
+        `fraction_of_read`, `gflop_per_s`, `fraction_of_peak`, `bound_s` (the least time that the
+        probes allow), `roofline_fraction` (that over the median), `rel_error`, `is_wrong`, and a
+        column ``vs PEER`` for each peer: how many times faster than it.
     """
     say = progress or (lambda line: print(line, file=sys.stderr, flush=True))
-    paths = [*own_paths(), *peer_paths()] if paths is None else list(paths)
+    paths = choose_paths(None) if paths is None else list(paths)
     probes = {"read": read_probe(), "read by dot": dot_probe(), **compute_probes()}
     for weight_case, group in groupby(cases, key=_weight_of):
         packed = random_weight(weight_case)
@@ -147,6 +149,27 @@ def measure_gemm(
                 f"{len(table)} paths in {time.perf_counter() - started:.1f} s"
             )
             yield table
+
+
+def choose_paths(names: Sequence[str] | None) -> list[Path]:
+    """Return the paths of this package and all peers whose names begin with one of `names`.
+
+    Parameters
+    ----------
+    names : sequence of str, optional
+        Default: all.
+
+    Raises
+    ------
+    ParameterError
+        If no path's name begins with one of them.
+    """
+    paths = [*own_paths(), *peer_paths()]
+    for name in names or ():
+        if not any(path.name.startswith(name) for path in paths):
+            known = ", ".join(path.name for path in paths)
+            raise ParameterError(f"no path begins with {name!r}; there are {known}.")
+    return [path for path in paths if not names or path.name.startswith(tuple(names))]
 
 
 def _weight_of(case: GemmCase) -> GemmCase:
@@ -209,13 +232,17 @@ def time_case(
     checked = checked_tokens(case.tokens)
     exact = exact_product(x[checked], packed)
     turns: dict[str, Callable[[], Any]] = {f"probe {k}": p.call for k, p in probes.items()}
-    errors, bursts = {}, {}
+    errors, bursts, wake = {}, {}, {}
     for name, (path, rotation) in prepared.items():
         own = path.convert(x)
         errors[name] = relative_error(as_array(rotation.calls[-1](own))[checked], exact)
         bursts[name] = _burst(rotation, own)
         turns[name] = _repeat(rotation, own, bursts[name])
-    times = time_in_turns(turns, rounds=rounds)
+        if bursts[name] > 1:
+            wake[name] = partial(rotation, own)
+    # Threads of the path before must not spin on the processors of the next one, whose own are
+    # awake, as they are inside a model.
+    times = time_in_turns(turns, rounds=rounds, before_each=wait_for_idle_threads, wake=wake)
     # Reading at its median, as the paths are; arithmetic at its best: a product that another
     # program cut into is no ceiling.
     rates = {

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # 8-bit activations, the coarsest that anyone computes with, stay near 1e-2; beyond this a
 # result is another product.
 WRONG_ABOVE = 0.05
+# Probes of arithmetic, widest numbers first.
+_ARITHMETIC = ("float32", "bfloat16", "int8")
 # Begins the names of the columns of ratios.
 VERSUS = "vs "
 
@@ -38,11 +40,12 @@ def figures(
     Returns
     -------
     dict
-        `roofline_fraction` is the least time that the probes allow (reading the weight or
-        computing, whichever is longer) over the median.
+        `bound_s` is the least time that the probes allow a path of this arithmetic: reading the
+        weight or computing, whichever is longer; `roofline_fraction` is that over the median.
     """
     weight_bytes, median = path.weight_bytes(case), timing.median_s
     peak = max(rate for name, rate in rates.items() if name != "read")
+    bound = max(weight_bytes / rates["read"], case.flop / _peak_of(path, rates)) / 1e9
     gb_s, gflop_per_s = weight_bytes / median / 1e9, case.flop / median / 1e9
     shares = gb_s / rates["read"], gflop_per_s / peak
     return {
@@ -64,10 +67,17 @@ def figures(
         "gflop_per_s": gflop_per_s,
         "peak_gflop_per_s": peak,
         "fraction_of_peak": shares[1],
-        "roofline_fraction": max(shares),
+        "bound_s": bound,
+        "roofline_fraction": bound / median,
         "rel_error": error,
         "is_wrong": not error < WRONG_ABOVE,
     }
+
+
+def _peak_of(path: Path, rates: dict[str, float]) -> float:
+    """Return the rate of a path's arithmetic, or of a wider one where that is faster."""
+    names = _ARITHMETIC[: _ARITHMETIC.index(path.arithmetic) + 1]
+    return max(rates[name] for name in names if name in rates)
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> pd.DataFrame:

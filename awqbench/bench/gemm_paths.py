@@ -18,8 +18,9 @@ from awqbench.bench.gemm_cases import GemmCase
 from awqbench.gemm import available_backends, gemm
 from awqbench.packed import PackedWeight
 
-# What "native" may turn activations into, where it offers the choice.
-NATIVE_ACTIVATIONS = ("int16", "float32", "int8")
+# What "native" may turn activations into, where it offers the choice, and their arithmetic.
+NATIVE_ACTIVATIONS = {"int16": "bfloat16", "float32": "float32", "int8": "int8"}
+_TORCH_TYPES = ("float32", "bfloat16")
 
 
 def _always(case: GemmCase) -> str:
@@ -45,6 +46,10 @@ class Path:
         ``why_absent(case)`` is why the path cannot be timed, or "".
     dense_bytes : int
         Bytes of a weight element where it is dense; 0 where it stays packed.
+    arithmetic : {"float32", "bfloat16", "int8"}
+        The probe that multiplies as fast as the path could. Activations of 16-bit integers have
+        the rate of bfloat16: pairs of either are one AVX-512 instruction, and on AMX they are
+        two products of bytes.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Path:
     convert: Callable[[np.ndarray], Any] = np.asarray
     why_absent: Callable[[GemmCase], str] = _always
     dense_bytes: int = 0
+    arithmetic: str = "int8"
 
     def weight_bytes(self, case: GemmCase) -> int:
         """Return what one product must read: the packed weight as stored, or the dense one.
@@ -76,10 +82,10 @@ def own_paths() -> list[Path]:
     for backend, reason in available_backends().items():
         if backend == "cuda":
             reason = reason or "a GPU's clock is not the CPU's: `bench gemm` times the CPU."
-        for name, convert, choices in _variants(backend):
+        for name, convert, choices, arithmetic in _variants(backend):
             prepare = partial(_prepare_own, backend=backend, convert=convert, choices=choices)
             why_absent = partial(_given_reason, reason=reason)
-            paths.append(Path(name, False, prepare, convert, why_absent))
+            paths.append(Path(name, False, prepare, convert, why_absent, arithmetic=arithmetic))
     return paths
 
 
@@ -87,14 +93,18 @@ def _given_reason(case: GemmCase, *, reason: str) -> str:
     return reason
 
 
-def _variants(backend: str) -> list[tuple[str, Callable[[np.ndarray], Any], dict[str, str]]]:
+def _variants(
+    backend: str,
+) -> list[tuple[str, Callable[[np.ndarray], Any], dict[str, str], str]]:
+    """Return name, conversion of x, settings and arithmetic of each."""
     if backend == "torch":
-        return [(f"torch {dtype}", as_torch(dtype), {}) for dtype in ("float32", "bfloat16")]
+        return [(f"torch {dtype}", as_torch(dtype), {}, dtype) for dtype in _TORCH_TYPES]
     if backend == "native" and "activations" in inspect.signature(gemm).parameters:
         return [
-            (f"native {kind}", np.asarray, {"activations": kind}) for kind in NATIVE_ACTIVATIONS
+            (f"native {kind}", np.asarray, {"activations": kind}, arithmetic)
+            for kind, arithmetic in NATIVE_ACTIVATIONS.items()
         ]
-    return [(backend, np.asarray, {})]
+    return [(backend, np.asarray, {}, "float32")]
 
 
 def as_torch(dtype: str) -> Callable[[np.ndarray], Any]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from awqbench.bench.gpu_check import LIMITS, random_tokens, relative_error
 from awqbench.bench.gpu_paths import PATHS, GpuCase, GpuPath, Product
 from awqbench.bench.gpu_timing import GpuCeilings, GpuTime, time_in_turns
-from awqbench.errors import DeviceError
+from awqbench.errors import AwqbenchError, DeviceError
 from awqbench.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -24,23 +26,12 @@ if TYPE_CHECKING:
 
 SHAPES = ((4096, 4096), (4096, 12288), (8192, 29568))
 TOKENS = (1, 8, 16, 64, 256, 1024, 4096)
-# Relative Frobenius error to float64 at which a row is called wrong: rounding y costs 3e-4 in
-# float16 and 2e-3 in bfloat16, rounding weights as much again.
-LIMITS = {"float16": 2e-3, "bfloat16": 1e-2}
 _CACHES = 4
 _MIN_COPIED_BYTES = 256_000_000
 _MAX_COPIES = 32
-# What a peer may raise that does not run here. Anything else is a mistake of ours.
-_FAILURES = (ImportError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError)
-# Weights and tokens with tails: K, N, bits, group_size (0: whole rows), tokens.
-CHECKS = (
-    (4096, 4096, 4, 128, (1, 8, 9, 32, 33, 64, 200, 1000)),
-    (2048, 1000, 4, 32, (1, 17, 40, 130)),
-    (1160, 72, 4, 0, (3, 70)),
-    (4096, 520, 4, 64, (5, 31, 97)),
-    (4096, 1040, 8, 128, (1, 16, 64, 300)),
-    (1056, 136, 8, 32, (2, 90)),
-)
+# A peer that has compiled for longer than this in all, shape by shape and number by number of
+# tokens, is left out of what is still to come.
+_PATIENCE_S = 40
 
 
 class Prepared(NamedTuple):
@@ -48,6 +39,54 @@ class Prepared(NamedTuple):
 
     path: GpuPath
     products: list[Product]
+
+
+@dataclass
+class Notes:
+    """What is not timed and why: by path, or by size where a size ended in an error.
+
+    `failed` are those of `absent` that should have run, `spent_s` what first calls have taken.
+    """
+
+    absent: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    spent_s: dict[str, float] = field(default_factory=dict)
+
+    def fail(self, path: GpuPath, error: Exception) -> None:
+        """Note what a path raised; raise it again if it is a mistake of this package."""
+        if path.is_peer:
+            self.absent[path.name] = _text_of(error)
+        elif isinstance(error, (RuntimeError, AwqbenchError)):  # no memory, no launch
+            self.fail_at(path.name, error)
+        else:
+            raise error
+
+    def fail_at(self, name: str, error: Exception) -> None:
+        """Note what should have run."""
+        self.absent[name] = _text_of(error)
+        if name not in self.failed:
+            self.failed.append(name)
+
+    @contextmanager
+    def first_call(self, path: GpuPath) -> Iterator[None]:
+        """Count the time in which a path compiles."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = self.spent_s.get(path.name, 0) + time.monotonic() - started
+            self.spent_s[path.name] = spent
+        if self.is_tired_of(path):
+            self.absent[path.name] = f"its first calls took {spent:.0f} s; left out from there on"
+
+    def is_tired_of(self, path: GpuPath) -> bool:
+        """Tell whether a path of another package has compiled for too long."""
+        is_compiled_late = path.is_peer and path.package != "torch"
+        return is_compiled_late and self.spent_s.get(path.name, 0) > _PATIENCE_S
+
+
+def _text_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def require_gpu() -> None:
@@ -67,52 +106,6 @@ def require_gpu() -> None:
         )
 
 
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Fill what torch allocates with NaN, so that an output that is not written is seen."""
-    import torch
-
-    was_on = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was_on)
-
-
-def check_kernels(device: str) -> pd.DataFrame:
-    """Compare this package's paths with float64 on weights and tokens with tails.
-
-    Returns
-    -------
-    DataFrame
-        `is_wrong` says whether a row is above `LIMITS`, or not finite.
-    """
-    rows = []
-    own = [path for path in PATHS if not path.is_peer]
-    for k, n, bits, group_size, tokens in progress_bar(CHECKS, "check", unit="weight"):
-        case = GpuCase(k, n, bits, group_size or k, device=device)
-        for path in own:
-            if bits not in path.bits:
-                continue
-            product = path.prepare(case)
-            for m in tokens:
-                error = _error(case, path, product, m)
-                rows.append(
-                    {
-                        "in_features": k,
-                        "out_features": n,
-                        "bits": bits,
-                        "group_size": group_size or k,
-                        "tokens": m,
-                        "path": path.name,
-                        "rel_error": error,
-                        "is_wrong": not error <= LIMITS[path.dtype],
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
 def bench_gemm(
     ceilings: GpuCeilings,
     *,
@@ -128,39 +121,45 @@ def bench_gemm(
     Returns
     -------
     DataFrame
-        A row for each; `attrs["absent"]` names what is missing and why,
-        `attrs["is_complete"]` is False if time ran out.
+        A row for each; `attrs["absent"]` names what is missing and why, `attrs["failed"]` what
+        of it should have run, `attrs["is_complete"]` is False if time ran out.
     """
     deadline = time.monotonic() + time_limit_s
-    rows, absent, is_complete = [], {}, True
+    rows, notes, is_complete = [], Notes(), True
     for k, n in shapes:
+        if time.monotonic() > deadline:  # (before seconds are spent on preparing)
+            is_complete = False
+            break
         case = GpuCase(k, n, bits, k if group_size == -1 else group_size, device=device)
-        prepared = _prepare(case, ceilings, absent)
+        prepared = _prepare(case, ceilings, notes)
         for m in progress_bar(tokens, f"{k}x{n}", unit="size"):
             if time.monotonic() > deadline:
                 is_complete = False
                 break
-            rows += _time_tokens(case, prepared, ceilings, m, absent)
+            try:
+                rows += _time_tokens(case, prepared, ceilings, m, notes)
+            except RuntimeError as error:  # a kernel that broke the device, at whatever comes next
+                notes.fail_at(f"{case.shape} M={m}", error)
+        del prepared  # before the next shape's are made
     table = pd.DataFrame(rows)
-    table.attrs |= {"absent": absent, "is_complete": is_complete}
+    table.attrs |= {"absent": notes.absent, "failed": notes.failed, "is_complete": is_complete}
     return table
 
 
-def _prepare(case: GpuCase, ceilings: GpuCeilings, absent: dict[str, str]) -> list[Prepared]:
+def _prepare(case: GpuCase, ceilings: GpuCeilings, notes: Notes) -> list[Prepared]:
     n_copies = copies(weight_bytes(case), ceilings.l2_bytes)
     prepared = []
     for path in PATHS:
-        reason = path.why_absent() if case.packed.bits in path.bits else "it takes other bits"
-        if not reason:
-            try:
+        if reason := path.why_not(case) or path.why_absent():
+            notes.absent[path.name] = reason
+            continue
+        try:
+            with notes.first_call(path):
                 made = [path.prepare(case) for _ in range(n_copies)]
-                prepared.append(Prepared(path, made))
-            except _FAILURES as error:
-                if not path.is_peer:
-                    raise
-                reason = f"{type(error).__name__}: {error}"
-        if reason:
-            absent[path.name] = reason
+        except Exception as error:  # sorted out there
+            notes.fail(path, error)
+        else:
+            prepared.append(Prepared(path, made))
     return prepared
 
 
@@ -171,26 +170,34 @@ def copies(nbytes: int, l2_bytes: int) -> int:
 
 
 def _time_tokens(
-    case: GpuCase, prepared: list[Prepared], ceilings: GpuCeilings, m: int, absent: dict[str, str]
+    case: GpuCase, prepared: list[Prepared], ceilings: GpuCeilings, m: int, notes: Notes
 ) -> list[dict]:
+    # Paths of a type share their tokens: at 4096 of them a set for each path would fill memory.
+    tokens: dict[str, list[torch.Tensor]] = {}
+    exact: dict[str, torch.Tensor] = {}
     calls, errors = {}, {}
     for path, products in prepared:
-        if m > path.max_tokens:
+        if m > path.max_tokens or notes.is_tired_of(path):
             continue
         try:
-            errors[path.name] = _error(case, path, products[0], m)
-        except _FAILURES as error:
-            if not path.is_peer:
-                raise
-            absent[path.name] = f"{type(error).__name__}: {error}"
+            if path.dtype not in exact:
+                tokens[path.dtype] = [random_tokens(case, m, path.dtype) for _ in products]
+                exact[path.dtype] = case.exact(tokens[path.dtype][0])
+            x = tokens[path.dtype]
+            with notes.first_call(path):
+                errors[path.name] = relative_error(products[0], x[0], exact[path.dtype])
+        except Exception as error:  # sorted out there
+            notes.fail(path, error)
             continue
-        tokens = [_tokens(case, m, path.dtype) for _ in products]
         calls[path.name] = [
-            lambda product=product, x=x: product(x)
-            for product, x in zip(products, tokens, strict=True)
+            lambda product=product, one=one: product(one)
+            for product, one in zip(products, x, strict=True)
         ]
-    times = time_in_turns(calls)
+    exact.clear()
+    times, failures = time_in_turns(calls)
     named = {path.name: path for path, _ in prepared}
+    for name, error in failures.items():
+        notes.fail(named[name], error)
     return [
         _row(case, named[name], m, taken, times, ceilings, errors[name])
         for name, taken in times.items()
@@ -209,9 +216,11 @@ def _row(
     packed = case.packed
     n, k = packed.out_features, packed.in_features
     nbytes = weight_bytes(case) + 2 * m * (n + k)
-    peers = [t.median_s for name, t in times.items() if "awqbench" not in name]
+    peers = {path.name for path in PATHS if path.is_peer}
+    peer_s = [t.median_s for name, t in times.items() if name in peers]
+    cublas = times.get(f"cuBLAS {path.dtype}")
     return {
-        "shape": f"{k}x{n}",
+        "shape": case.shape,
         "in_features": k,
         "out_features": n,
         "tokens": m,
@@ -224,27 +233,11 @@ def _row(
         "gb_s": nbytes / taken.median_s / 1e9,
         "fraction_of_copy": nbytes / taken.median_s / 1e9 / ceilings.copy_gb_s,
         "tflop_s": 2 * m * n * k / taken.median_s / 1e12,
-        "vs_cublas": times[f"cuBLAS {path.dtype}"].median_s / taken.median_s,
-        "vs_best_peer": min(peers) / taken.median_s,
+        "vs_cublas": (cublas.median_s if cublas else float("nan")) / taken.median_s,
+        "vs_best_peer": min(peer_s, default=float("nan")) / taken.median_s,
         "rel_error": error,
         "is_wrong": not error <= LIMITS[path.dtype],
     }
-
-
-def _error(case: GpuCase, path: GpuPath, product: Product, m: int) -> float:
-    """Return the relative Frobenius error to float64 for m fresh random tokens."""
-    x = _tokens(case, m, path.dtype)
-    with poisoned_memory():
-        y = product(x)
-    exact = case.exact(x)
-    return float((y.double() - exact).norm() / exact.norm())
-
-
-def _tokens(case: GpuCase, m: int, dtype: str) -> torch.Tensor:
-    import torch
-
-    x = torch.randn(m, case.packed.in_features, device=case.device)
-    return x.to(getattr(torch, dtype))
 
 
 def weight_bytes(case: GpuCase) -> int:

@@ -24,8 +24,6 @@ ISSUED_PER_CLOCK = 4
 DECODED = "decode + cuBLAS"
 # Its tensor cores take half as many inputs at once: counts of the others are not its own.
 NOT_COUNTED = "75"
-# Its tensor cores take half as many inputs at once: counts of the others are not its own.
-NOT_COUNTED = "75"
 _LANES = 32
 
 

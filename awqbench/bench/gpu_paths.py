@@ -41,6 +41,11 @@ class GpuCase:
             group_size,
         )
 
+    @property
+    def shape(self) -> str:
+        """Its size as "KxN"."""
+        return f"{self.packed.in_features}x{self.packed.out_features}"
+
     @cached_property
     def awq(self) -> dict[str, torch.Tensor]:
         """The tensors of an AWQ checkpoint."""
@@ -84,6 +89,17 @@ class GpuPath(NamedTuple):
     bits: tuple[int, ...] = (4,)
     max_tokens: int = 1 << 30
     package: str = "torch"
+
+    def why_not(self, case: GpuCase) -> str:
+        """Say why it does not multiply a weight, or ""."""
+        import torch
+
+        if case.packed.bits not in self.bits:
+            return "it takes other bits"
+        facts = cuda.device_facts(torch.device(case.device))
+        if self.dtype == "bfloat16" and facts.arch == "75":
+            return f"{facts.name} has no bfloat16"
+        return ""
 
     def why_absent(self) -> str:
         """Say why it cannot be timed here, or ""."""

@@ -11,13 +11,13 @@ and some of them; torch's operators are in each run, for comparing one run with 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from awqbench.bench.gemm_cases import GemmCase
 from awqbench.bench.gemm_paths import Path, as_torch
+from awqbench.bench.peers_ggml import ggml_peer
 from awqbench.bench.peers_gptqmodel import gptqmodel_peer
 from awqbench.bench.peers_onnx import onnx_peers
 from awqbench.packed import PackedWeight
@@ -31,19 +31,23 @@ def peer_paths() -> list[Path]:
     Returns
     -------
     list of Path
-        torch's packed operators, torch and NumPy with a dense weight, and what `peers_onnx` and
-        `peers_gptqmodel` know.
+        torch's packed operators, torch and NumPy with a dense weight, and what `peers_onnx`,
+        `peers_gptqmodel` and `peers_ggml` know.
     """
     return [
-        Path("torch int4pack", True, _int4pack, as_torch("bfloat16"), _no_int4pack),
-        Path("torch int8pack", True, _int8pack, as_torch("bfloat16"), _no_int8pack),
+        _torch_packed("torch int4pack", _int4pack, _no_int4pack),
+        _torch_packed("torch int8pack", _int8pack, _no_int8pack),
         _torch_dense("bfloat16", 2),
         _torch_dense("float32", 4),
-        Path("NumPy dense float32", True, _numpy_dense, dense_bytes=4),
+        Path("NumPy dense float32", True, _numpy_dense, dense_bytes=4, arithmetic="float32"),
         *onnx_peers(),
         gptqmodel_peer(),
-        _without_adapter("llama_cpp", "llama.cpp"),
+        ggml_peer(),
     ]
+
+
+def _torch_packed(name: str, prepare: Callable, why_absent: Callable) -> Path:
+    return Path(name, True, prepare, as_torch("bfloat16"), why_absent, arithmetic="bfloat16")
 
 
 def _torch_dense(dtype: str, dense_bytes: int) -> Path:
@@ -54,7 +58,8 @@ def _torch_dense(dtype: str, dense_bytes: int) -> Path:
         return [_linear(weight.clone()) for _ in range(copies)]
 
     name = f"torch dense {dtype}"
-    return Path(name, True, prepare, as_torch(dtype), dense_bytes=dense_bytes)
+    convert = as_torch(dtype)
+    return Path(name, True, prepare, convert, dense_bytes=dense_bytes, arithmetic=dtype)
 
 
 def _linear(weight: Any) -> Callable[[Any], Any]:
@@ -116,17 +121,3 @@ def _int8pack(packed: PackedWeight, copies: int) -> list[Callable[[Any], Any]]:
     scales = torch.from_numpy(packed.scales[:, 0].copy()).bfloat16()
     weights = [codes.clone() for _ in range(copies)]
     return [lambda x, w=w: operator(x, w, scales) for w in weights]
-
-
-def _without_adapter(module: str, name: str) -> Path:
-    """Name a peer that can only be timed with a model folder of its own."""
-
-    def why_absent(case: GemmCase) -> str:
-        if find_spec(module) is None:
-            return f"{module} is not installed."
-        return f"{module} is installed, but a single product of it cannot be called from here."
-
-    def prepare(packed: PackedWeight, copies: int) -> list[Callable[[Any], Any]]:
-        raise NotImplementedError(name)
-
-    return Path(name, True, prepare, why_absent=why_absent)

@@ -19,7 +19,8 @@ _GROUPS = (16, 32, 64, 128, 256, 512)
 
 def gptqmodel_peer() -> Path:
     """Return the kernel that GPTQModel calls AWQ_TORCH_CPU_AVX512."""
-    return Path("GPTQModel", True, _prepare, as_torch("bfloat16"), _why_absent)
+    convert = as_torch("bfloat16")
+    return Path("GPTQModel", True, _prepare, convert, _why_absent, arithmetic="bfloat16")
 
 
 def _why_absent(case: GemmCase) -> str:

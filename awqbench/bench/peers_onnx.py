@@ -19,7 +19,7 @@ from awqbench.errors import BackendError
 from awqbench.packed import PackedWeight
 
 # 0: as the inputs are, float32; 4: activations rounded to 8 bits.
-ACCURACY_LEVELS = (0, 4)
+ACCURACY_LEVELS = {0: "float32", 4: "int8"}
 _OPSET, _IR_VERSION = 17, 8
 
 
@@ -27,8 +27,14 @@ def onnx_peers() -> list[Path]:
     """Return ONNX Runtime at each accuracy level, and OpenVINO."""
     why_not = partial(_why_absent, "onnxruntime")
     levels = [
-        Path(f"ONNX Runtime level {n}", True, partial(_sessions, level=n), why_absent=why_not)
-        for n in ACCURACY_LEVELS
+        Path(
+            f"ONNX Runtime level {level}",
+            True,
+            partial(_sessions, level=level),
+            why_absent=why_not,
+            arithmetic=arithmetic,
+        )
+        for level, arithmetic in ACCURACY_LEVELS.items()
     ]
     openvino = Path("OpenVINO", True, _compiled, why_absent=partial(_why_absent, "openvino"))
     return [*levels, openvino]

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Packages that may stand in a table as peers; the machine record has the others.
-PEER_PACKAGES = ("onnx", "onnxruntime", "openvino", "gptqmodel", "llama-cpp-python")
+PEER_PACKAGES = (
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "gptqmodel",
+    "llama-cpp-python",
+    "humming-kernels",
+    "gemlite",
+)
 
 
 def make_record(

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from os import listdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,7 +94,7 @@ def _command(model: str | Path, out: Path, options: Mapping[str, Any]) -> list[s
 def _finished(folder: Path) -> int:
     """Count the finished blocks of a run; 0 where its folder is not there yet, or no more."""
     with suppress(FileNotFoundError):
-        return sum(name.startswith("block-") and name.endswith(".json") for name in listdir(folder))
+        return sum(1 for _ in folder.glob("run-*/block-*.json"))
     return 0
 
 

@@ -72,22 +72,24 @@ def best_rounds(rows: pd.DataFrame) -> pd.DataFrame:
 def speedups(runs: pd.DataFrame, *, cores: int) -> pd.DataFrame:
     """Compare runs with workers to the run of one process, and to the most there is to gain.
 
-    One process runs the text through the blocks, one after another, while workers search those
-    it is done with. So no run is shorter than that process's part, than the search shared by the
-    workers, or than all of the work shared by the processors (Amdahl, Proc. AFIPS 1967).
+    The text goes through the blocks one after another: with one worker in the process that
+    leads, with several shared among them chunk by chunk. So no run is shorter than what the
+    leading process does itself with the text's way beside it, than the workers' work shared by
+    them, or than all of the work shared by the processors (Amdahl, Proc. AFIPS 1967).
 
     Parameters
     ----------
     runs : DataFrame
-        `model`, `workers` (0 for one process), `total_s`, `search_s`, one row each.
+        `model`, `workers` (0 for one process), `total_s`, `search_s`, `forward_s`,
+        `statistics_s`, one row each, and `chunks` of the text, 1 without.
     cores : int
         Processors that may be used.
 
     Returns
     -------
     DataFrame
-        `model`, `workers`, `total_s`, `search_s`, `speedup`, `ceiling` (by those three bounds),
-        and `limit`, the ceiling with any number of workers and processors.
+        `model`, `workers`, `total_s`, `search_s`, `speedup`, `ceiling` (by those bounds), and
+        `limit`, the ceiling with any number of workers and processors.
     """
     import pandas as pd
 
@@ -95,15 +97,19 @@ def speedups(runs: pd.DataFrame, *, cores: int) -> pd.DataFrame:
     for _, mine in runs.groupby("model", sort=False):
         alone = mine[mine["workers"] == 0].iloc[0]
         total, search = alone["total_s"], alone["search_s"]
-        serial = total - search
+        text = alone["forward_s"] + alone["statistics_s"]
+        own = total - search - text
+        chunks = alone.get("chunks", 1)  # older records are of texts that were not shared
         n = mine["workers"].to_numpy()
+        shares = np.where(n > 1, np.minimum(n, chunks), 1)
+        of_workers = search + np.where(shares > 1, text, 0.0)
         with np.errstate(divide="ignore"):
-            shared = np.where(n == 0, total, np.maximum(serial, search / n))
-        least = np.maximum(shared, total / np.minimum(cores, n + 1))
+            least = np.maximum(own + text / shares, of_workers / n)
+        least = np.where(n == 0, total, np.maximum(least, total / np.minimum(cores, n + 1)))
         table = mine[["model", "workers", "total_s", "search_s"]].copy()
         table["speedup"] = total / table["total_s"]
         table["ceiling"] = total / least
-        table["limit"] = total / serial
+        table["limit"] = total / (own + text / chunks)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 

@@ -50,6 +50,8 @@ def gemm_lines(case: pd.DataFrame) -> str:
             "median ms": (case["median_s"] * 1e3).map("{:.3g}".format),
             "min ms": (case["min_s"] * 1e3).map("{:.3g}".format),
             "max/min": case["spread"].map("{:.2f}".format),
+            "bound ms": (case["bound_s"] * 1e3).map("{:.3g}".format),
+            "of bound": case["roofline_fraction"].map("{:.0%}".format),
             "GB/s": case["gb_s"].map("{:.1f}".format),
             "of read": case["fraction_of_read"].map("{:.0%}".format),
             "GFLOP/s": case["gflop_per_s"].map("{:.0f}".format),
@@ -69,6 +71,8 @@ def gemm_lines(case: pd.DataFrame) -> str:
     )
     peers = ", ".join(f"{letter}: {name.removeprefix(VERSUS)}" for letter, name in letters.items())
     legend = f"\ntimes faster than {peers}" if peers else ""
+    if peers:
+        legend += "; a ratio over `of bound` is the most that this run's probes allow"
     return f"{heading}\n{shown.to_string(index=False)}{legend}"
 
 

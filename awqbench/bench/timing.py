@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# Threads that use less of a processor than this share are taken for asleep; looked at so often,
+# and not longer than so.
+_IDLE_SHARE, _IDLE_LOOK_S, _IDLE_LIMIT_S = 0.1, 0.002, 0.5
 # A spread above this says that something else ran: compare minima then, or measure again.
 NOISY_SPREAD = 1.5
 
@@ -49,6 +52,7 @@ def time_in_turns(
     *,
     rounds: int = 7,
     before_each: Callable[[], Any] | None = None,
+    wake: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Timing]:
     """Time functions in turns, so that a change of the machine falls on all of them.
 
@@ -61,6 +65,8 @@ def time_in_turns(
         Calls of each, at least 1.
     before_each : callable, optional
         Called untimed before every call, for instance to drive weights out of the cache.
+    wake : mapping of name to callable, optional
+        Called untimed right before each call of that name, for instance to wake its threads.
 
     Returns
     -------
@@ -79,10 +85,27 @@ def time_in_turns(
         for name, function in functions.items():
             if before_each is not None:
                 before_each()
+            if wake is not None and name in wake:
+                wake[name]()
             start = time.perf_counter()
             function()
             samples[name].append(time.perf_counter() - start)
     return {name: Timing(tuple(times)) for name, times in samples.items()}
+
+
+def wait_for_idle_threads() -> None:
+    """Wait until the other threads of this process are asleep, for half a second at most.
+
+    The threads of OpenMP wait by spinning for some milliseconds after their last work, those of
+    OpenBLAS for more than 50, and take the processors of whatever is timed next.
+    """
+    limit = time.perf_counter() + _IDLE_LIMIT_S
+    while time.perf_counter() < limit:
+        used, started = time.process_time(), time.perf_counter()
+        time.sleep(_IDLE_LOOK_S)
+        passed = time.perf_counter() - started
+        if time.process_time() - used < _IDLE_SHARE * passed:
+            return
 
 
 class ReadProbe:

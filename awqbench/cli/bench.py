@@ -45,6 +45,10 @@ def gemm(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
     rounds: RoundsOption = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(help="Time only paths whose names begin so, such as native; repeat."),
+    ] = None,
     quick: QuickOption = False,
     out: OutOption = None,
     figure: Annotated[Path | None, typer.Option(help="Draw it here.", metavar="FILE.png")] = None,
@@ -53,12 +57,12 @@ def gemm(
     """Time y = x Wᵀ by every backend and every peer installed, in turns with probes.
 
     Ctrl-C prints what was measured so far. With --device cuda graphs of calls are replayed
-    instead: --threads and --rounds are not used, and Ctrl-C leaves nothing.
+    instead: --threads, --rounds and --path are not used, and Ctrl-C leaves nothing.
     """
     if device != "cpu":
         gemm_on_gpu(device, (shape, tokens, bits, group_size, quick), (out, figure, as_json))
         return
-    from awqbench.bench.gemm_bench import measure_gemm
+    from awqbench.bench.gemm_bench import choose_paths, measure_gemm
     from awqbench.bench.gemm_cases import make_cases
     from awqbench.bench.probes import limited_threads, measure_ceilings
 
@@ -67,14 +71,15 @@ def gemm(
     rounds = rounds or (3 if quick else 11)
     cases = make_cases(shapes, tokens, bits=bits, group_size=group_size)
     settings = {"shapes": list(shapes), "tokens": list(tokens), "bits": bits}
-    settings |= {"group_size": group_size, "rounds": rounds}
+    settings |= {"group_size": group_size, "rounds": rounds, "paths": path}
     check_outputs(out, figure)
+    paths = choose_paths(path)
     tables: list[pd.DataFrame] = []
     stopped = False
     with limited_threads(threads):
         ceilings = measure_ceilings(nbytes=_QUICK_PROBE_BYTES if quick else None)._asdict()
         try:
-            for table in measure_gemm(cases, rounds=rounds):
+            for table in measure_gemm(cases, rounds=rounds, paths=paths):
                 tables.append(table)
         except KeyboardInterrupt:
             stopped = True

@@ -65,7 +65,9 @@ def _report(
 
     out, figure, as_json = asked
     if table.empty:
-        typer.echo("time ran out before anything was timed.", err=True)
+        if not as_json:
+            print_absent(table)
+        typer.echo("nothing was timed.", err=True)
         raise typer.Exit(FAILED)
     is_complete = table.attrs["is_complete"]
     record = make_record("gpu_gemm", table, settings, ceilings=ceilings, is_complete=is_complete)
@@ -74,7 +76,7 @@ def _report(
     else:
         typer.echo(
             f"{ceilings['device']}: copy {ceilings['copy_gb_s']:.0f} GB/s, product "
-            f"{ceilings['bfloat16_tflop_s']:.0f} TFLOP/s"
+            f"{ceilings['product_tflop_s']:.0f} TFLOP/s"
         )
         typer.echo(measured_table(table).to_string(index=False))
         print_absent(table)
@@ -85,7 +87,11 @@ def _report(
         typer.echo(f"appended to {out}", err=True)
     if figure is not None:
         save_figure(figure, plot_measured(table, conditions=ceilings["device"])[0].figure)
-    if table["is_wrong"].any():
-        wrong = ", ".join(table.loc[table["is_wrong"], "path"].unique())
-        typer.echo(f"WRONG results: {wrong}", err=True)
+    wrong = table[table["is_wrong"]]
+    if len(wrong):
+        typer.echo(f"WRONG results: {', '.join(wrong['path'].unique())}", err=True)
+    if table.attrs["failed"]:
+        typer.echo(f"FAILED: {', '.join(table.attrs['failed'])}", err=True)
+    # (A peer's rounding is not this package's fault.)
+    if table.attrs["failed"] or not wrong["is_peer"].all():
         raise typer.Exit(FAILED)

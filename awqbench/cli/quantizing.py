@@ -22,6 +22,11 @@ AllExpertsOption = Annotated[
         "--route-all-experts", help="Of a mixture: every token's statistics for every expert."
     ),
 ]
+ResumeOption = Annotated[bool, typer.Option(help="Go on with an unfinished run.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Of each process; the same number gives the same bytes.")
+]
+_STOPPED = "stopped; the same command goes on from the last finished block."
 # Linears with an alarm that are named one by one; a mixture can have thousands.
 _MOST_ALARMS = 20
 
@@ -34,6 +39,10 @@ def calibrate(
     n_samples: SamplesOption = 128,
     seq_len: SeqLenOption = 512,
     route_all_experts: AllExpertsOption = False,
+    resume: ResumeOption = True,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Collect statistics of a model on a text, once, for every later quantization."""
     import awqbench as ab
@@ -42,7 +51,12 @@ def calibrate(
     ckpt = ab.open_checkpoint(model)
     ckpt.require_full_precision()
     tokens = ab.text_tokens(ckpt, text, n_samples=n_samples, seq_len=seq_len)
-    stats = ab.calibrate(ckpt, tokens, out, route_all_experts=route_all_experts)
+    shared = {"resume": resume, "workers": workers, "scheduler": scheduler, "threads": threads}
+    try:
+        stats = ab.calibrate(ckpt, tokens, out, route_all_experts=route_all_experts, **shared)
+    except KeyboardInterrupt:
+        typer.echo(_STOPPED, err=True)
+        raise typer.Exit(INTERRUPTED) from None
     typer.echo(f"{stats.n_blocks} blocks, {stats.n_tokens:,} tokens: {out}")
     for line in coverage_lines(expert_coverage(stats)):
         typer.echo(line)
@@ -78,7 +92,7 @@ def quantize(
             r"'layers\.0\.=skip'; the first that matches counts; repeat.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run.")] = True,
+    resume: ResumeOption = True,
     redo: Annotated[
         list[str] | None,
         typer.Option(help="Do a block of the finished OUT again, such as model.layers.7."),
@@ -91,11 +105,12 @@ def quantize(
     ] = None,
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of each process; the same number gives the same bytes."),
-    ] = None,
+    threads: ThreadsOption = None,
     route_all_experts: AllExpertsOption = False,
+    device: Annotated[
+        str,
+        typer.Option(help="To search blocks on: cpu, cuda, cuda:1; auto is a GPU if there is one."),
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the run record.")] = False,
 ) -> None:
     """Quantize a model; a run that is stopped goes on when called again."""
@@ -108,6 +123,7 @@ def quantize(
     ckpt.require_full_precision()
     given = parse_settings(settings or [])
     if layout == "chatglm":
+        given |= {} if device == "auto" else {"device": device}
         _quantize_chatglm(ckpt, out, given, as_json)
         return
     changes = _typed_settings(given) | ({} if group_size is None else {"group_size": group_size})
@@ -115,7 +131,7 @@ def quantize(
     tokens = None
     if stats is None:
         tokens = ab.text_tokens(ckpt, text, n_samples=n_samples, seq_len=seq_len)
-    shared = {"stats": stats, "tokens": tokens, "max_memory": max_memory}
+    shared = {"stats": stats, "tokens": tokens, "max_memory": max_memory, "device": device}
     try:
         if redo:
             from awqbench.quantize.redo import redo as redo_blocks
@@ -127,7 +143,7 @@ def quantize(
             shared["route_all_experts"] = route_all_experts
             record = ab.quantize(ckpt, out, **(shared | changes))
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from the last finished block.", err=True)
+        typer.echo(_STOPPED, err=True)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         typer.echo(json.dumps(record, indent=1))

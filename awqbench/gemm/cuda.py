@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from awqbench.errors import AlignmentError, BackendError, DeviceError, ParameterError
-from awqbench.gemm import cuda_build, cuda_choice, cuda_layout, cuda_nvrtc
+from awqbench.gemm import cuda_build, cuda_choice, cuda_driver, cuda_layout, cuda_nvrtc
 from awqbench.gemm.cuda_build import Program
 from awqbench.gemm.cuda_choice import Launch
 from awqbench.gemm.cuda_layout import TileSpec
@@ -29,15 +28,8 @@ from awqbench.packed import PackedWeight
 if TYPE_CHECKING:
     import torch
 
-# What a loaded driver leaves on Linux, under WSL and on Windows. (ctypes.util.find_library
-# would start a compiler to look: 20 ms.)
-_DRIVER_TRACES = (
-    "/proc/driver/nvidia/version",
-    "/dev/dxg",
-    "C:/Windows/System32/nvcuda.dll",
-)
 # A load of 16 bytes takes 8 values, and asks for an address that is a multiple of 16.
-_ALIGNMENT = 16
+ALIGNMENT = 16
 _VALUES = 8
 
 
@@ -71,22 +63,24 @@ class _Stream(NamedTuple):
 @cache
 def why_absent() -> str:
     """Say why the backend cannot be used on this machine, or ""; wakes no device."""
-    if not any(Path(trace).exists() for trace in _DRIVER_TRACES):
-        return "no driver: no NVIDIA driver is loaded on this machine."
+    if reason := cuda_driver.why_absent():
+        return reason
     if find_spec("cupy") is None:
         return "CuPy is not installed; pip install 'awqbench[cuda]'."
-    return cuda_nvrtc.why_absent()
+    return cuda_nvrtc.why_absent() or cuda_driver.why_too_old(cuda_nvrtc.version())
 
 
 def takes(x: torch.Tensor) -> bool:
     """Return whether tokens can be multiplied here without losing digits or a gradient."""
     import torch
 
-    return (
-        x.device.type == "cuda"
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and not _why_not_tokens(x)
-    )
+    if x.device.type != "cuda" or (x.requires_grad and torch.is_grad_enabled()):
+        return False
+    try:
+        device_facts(x.device)
+    except BackendError:  # too old a GPU
+        return False
+    return not _why_not_tokens(x)
 
 
 def _why_not_tokens(x: torch.Tensor) -> str:
@@ -108,6 +102,8 @@ def check_tokens(x: torch.Tensor) -> None:
         If it lies on the CPU.
     ParameterError
         If it is neither float16 nor bfloat16, or the GPU has no bfloat16.
+    BackendError
+        If the GPU is too old for the kernels.
     """
     if x.device.type != "cuda":
         raise DeviceError(
@@ -143,10 +139,18 @@ def to_device(packed: PackedWeight, device: torch.device) -> CudaWeight:
     program = Program.of("w4_repack", BITS=spec.bits, AWQ=0)
     n_blocks = -(-codes.numel() // 256)
     launch(program, (n_blocks,), (256,), source.contiguous(), codes, *_sizes(spec))
-    scales = cuda_layout.store_scales(packed.scales, spec.scale_type)
-    return CudaWeight(
-        spec, codes, tensor_of(scales, spec, device), tensor_of(packed.zeros, spec, device), order
-    )
+    scales = tensor_of(cuda_layout.store_scales(packed.scales, spec.scale_type), spec, codes.device)
+    made = CudaWeight(spec, codes, scales, tensor_of(packed.zeros, spec, codes.device), order)
+    finish(codes.device)
+    return made
+
+
+def finish(device: torch.device) -> None:
+    """Wait for the current stream: the caller may multiply by what it made on another one."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def tensor_of(values: np.ndarray, spec: TileSpec, device: torch.device) -> torch.Tensor:
@@ -167,8 +171,9 @@ def matmul(x: torch.Tensor, weight: CudaWeight) -> torch.Tensor:
     """Multiply tokens by a weight in tiles.
 
     Up to 32 tokens nothing is rounded but x and y: differences from the zero point are exact
-    and products are summed in float32. For more, weights are rounded to the dtype of x first;
-    float16 weights of an AWQ checkpoint are then what AutoAWQ decodes, bit for bit.
+    and products are summed in float32. For more, or where decoding first was measured to be
+    faster, weights are rounded to the dtype of x; float16 weights of an AWQ checkpoint are then
+    what AutoAWQ decodes, bit for bit.
 
     Parameters
     ----------
@@ -185,6 +190,8 @@ def matmul(x: torch.Tensor, weight: CudaWeight) -> torch.Tensor:
     ------
     DeviceError
         If x and the weight lie on different devices; names both.
+    AlignmentError
+        If x is not (M, K).
     ParameterError
         As `align_tokens`.
     """
@@ -193,6 +200,10 @@ def matmul(x: torch.Tensor, weight: CudaWeight) -> torch.Tensor:
     if x.device != weight.codes.device:
         raise DeviceError(
             f"x is on {x.device}, the weight on {weight.codes.device}; move one with .to(...)."
+        )
+    if x.ndim != 2 or x.shape[1] != weight.spec.in_features:
+        raise AlignmentError(
+            f"x has shape {tuple(x.shape)}, and the weight takes (M, {weight.spec.in_features})."
         )
     x = align_tokens(x, weight.order)
     y = x.new_empty(len(x), weight.spec.out_features)
@@ -210,14 +221,13 @@ def choose(tokens: int, weight: CudaWeight, dtype: torch.dtype) -> Launch | None
     facts = device_facts(weight.codes.device)
     is_bf16 = str(dtype) == "torch.bfloat16"
     settings = {"arch": facts.arch, "n_sm": facts.n_sm, "is_bf16": is_bf16}
-    known = cuda_choice.measured()
-    if known:
+    if known := cuda_choice.measured():
         key = cuda_choice.key_of(facts.name, tokens, weight.spec, is_bf16=is_bf16)
-        if known.get(key) == "dense":
+        best = known.get(key, "")
+        if best == cuda_choice.DENSE:
             return None
-        for found in cuda_choice.candidates(tokens, weight.spec, **settings):
-            if str(found.program) == known.get(key):
-                return found
+        if best and (found := cuda_choice.named(best, tokens, weight.spec, **settings)):
+            return found
     return cuda_choice.choose(tokens, weight.spec, **settings)
 
 
@@ -281,7 +291,7 @@ def align_tokens(x: torch.Tensor, order: torch.Tensor | None = None) -> torch.Te
     if missing := -x.shape[1] % _VALUES:
         x = torch.nn.functional.pad(x, (0, missing))
     x = x.contiguous()
-    return x if x.data_ptr() % _ALIGNMENT == 0 else x.clone()
+    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()
 
 
 def launch(program: Program, grid: tuple[int, ...], block: tuple[int, ...], *args: Any) -> None:
@@ -314,10 +324,17 @@ def _argument(value: torch.Tensor | int | None) -> np.generic:
 
 @cache
 def _kernel(program: Program, arch: str, device_index: int) -> Any:
+    """Return a program's function, loaded for the current device, which is `device_index`."""
     import cupy
 
     file = cuda_build.cubin_file(program, arch)
-    return cupy.RawModule(path=str(file)).get_function(program.kernel)
+    try:
+        return cupy.RawModule(path=str(file)).get_function(program.kernel).kernel
+    except cupy.cuda.driver.CUDADriverError as error:
+        raise BackendError(
+            f"the NVIDIA driver does not load {file} ({error}). Delete it, if the disk was full; "
+            "else update the driver, or choose backend='torch'."
+        ) from error
 
 
 @cache

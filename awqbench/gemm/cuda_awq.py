@@ -51,7 +51,8 @@ def check_weight(weight: AwqWeight) -> None:
     Raises
     ------
     FormatError
-        If shapes or dtypes are not those of the layout, or a tensor is not contiguous.
+        If shapes or dtypes are not those of the layout, or a tensor is not contiguous or begins
+        at an address that is no multiple of 16.
     AlignmentError
         If K is not a multiple of 8, or the group size not of 32.
     DeviceError
@@ -69,6 +70,11 @@ def check_weight(weight: AwqWeight) -> None:
         )
     if not all(part.is_contiguous() for part in weight):
         raise FormatError("qweight, qzeros or scales is a view with strides; call .contiguous().")
+    if any(part.data_ptr() % cuda.ALIGNMENT for part in weight):
+        raise FormatError(
+            "qweight, qzeros or scales is a view that begins at an address that is no multiple of "
+            f"{cuda.ALIGNMENT}; call .clone()."
+        )
     uneven = in_features % n_groups or weight.group_size % GROUP_MULTIPLE
     if uneven or in_features % 8:
         raise AlignmentError(
@@ -176,10 +182,12 @@ def to_tiles(weight: AwqWeight) -> cuda.CudaWeight:
     cuda.launch(program, (n_blocks,), (256,), weight.qweight, codes, *weight.sizes)
     zeros = unpack_awq_columns(weight.qzeros.cpu().numpy())
     scales = weight.scales.cpu().numpy().T
-    return cuda.CudaWeight(
+    made = cuda.CudaWeight(
         spec,
         codes,
         cuda.tensor_of(scales, spec, device),
         cuda.tensor_of(zeros, spec, device),
         None,
     )
+    cuda.finish(device)
+    return made

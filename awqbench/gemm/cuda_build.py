@@ -154,21 +154,35 @@ def read_usage(log: str) -> Usage:
 def cubin_file(program: Program, arch: str) -> Path:
     """Return a program's cubin in the user's cache folder, compiled if it is not there.
 
-    Processes that build it at the same time do the same work, and the last one to rename its
-    file wins: no locks.
+    For a GPU that NVRTC does not know it is PTX of the newest architecture before it, which the
+    driver compiles. Processes that build it at the same time do the same work, and the last one
+    to rename its file wins: no locks.
 
     Raises
     ------
     BackendError
         As `compile_program`; or if the folder cannot be written.
     """
+    older = _known_before(arch)
     source = expand_source(f"{program.kernel}.cu")
-    key = "\n".join([source, *options(program, arch), cuda_nvrtc.version()])
+    key = "\n".join([source, *options(program, older or arch), cuda_nvrtc.version()])
     digest = hashlib.sha256(key.encode()).hexdigest()[:24]
-    file = cache_folder() / f"{program.kernel}-sm_{arch}-{digest}.cubin"
-    if not file.exists():
+    ending = f"compute_{older}-{digest}.ptx" if older else f"sm_{arch}-{digest}.cubin"
+    file = cache_folder() / f"{program.kernel}-{ending}"
+    if file.exists():
+        return file
+    if older:
+        _write(file, compile_ptx(program, older).encode())
+    else:
         _write(file, compile_program(program, arch).code)
     return file
+
+
+def _known_before(arch: str) -> str:
+    """Return the newest architecture before `arch` that NVRTC knows, "" if it knows `arch`."""
+    wanted, known = int(arch.rstrip("a")), cuda_nvrtc.architectures()
+    before = [one for one in known if one < wanted]
+    return str(before[-1]) if before and wanted not in known else ""
 
 
 def cache_folder() -> Path:

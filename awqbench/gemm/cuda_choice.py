@@ -23,6 +23,8 @@ from awqbench.gemm.cuda_layout import SCALE_TYPES, TILE_ROWS, TileSpec
 DENSE_FROM = {"90a": 769}
 DENSE_FROM_ELSEWHERE = 257
 SKINNY_TOKENS = 32
+# Among measured choices: decoding the weight, and cuBLAS.
+DENSE = "dense"
 # Splitting K further leaves each block too little to cover its start.
 _MIN_CHUNKS_OF_SPLIT, _MAX_SPLITS = 8, 8
 _CHUNK = 64
@@ -94,6 +96,15 @@ def candidates(
         return ()
     kernel, shapes = ("w4a16_wgmma", _WGMMA) if arch == "90a" else ("w4a16_mma", _MMA)
     return tuple(dense(kernel, tokens, spec, macros, shape, n_sm) for shape in shapes)
+
+
+@lru_cache(maxsize=4096)
+def named(
+    program: str, tokens: int, spec: TileSpec, *, arch: str, n_sm: int, is_bf16: bool
+) -> Launch | None:
+    """Return the candidate whose program reads so, None if there is none any more."""
+    found = candidates(tokens, spec, arch=arch, n_sm=n_sm, is_bf16=is_bf16)
+    return next((launch for launch in found if str(launch.program) == program), None)
 
 
 def _fitting(found: tuple[Launch, ...], n_sm: int) -> Launch:
@@ -177,8 +188,11 @@ def measured() -> dict[str, str]:
     """
     file = measured_file()
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        known = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise FormatError(f"{file} is not JSON ({error}); delete it.") from error
+    if not isinstance(known, dict):
+        raise FormatError(f"{file} is not a JSON object; delete it.")
+    return known

@@ -50,6 +50,21 @@ def version() -> str:
     return f"{major.value}.{minor.value}"
 
 
+def architectures() -> tuple[int, ...]:
+    """Return the architectures that NVRTC knows, such as 75 to 121, in order.
+
+    Raises
+    ------
+    BackendError
+        If it is not found.
+    """
+    library, count = _library(), ctypes.c_int()
+    _check(library.nvrtcGetNumSupportedArchs(ctypes.byref(count)), library)
+    found = (ctypes.c_int * count.value)()
+    _check(library.nvrtcGetSupportedArchs(found), library)
+    return tuple(sorted(found))
+
+
 def compile_source(source: str, name: str, options: tuple[str, ...]) -> Output:
     """Compile a program that includes nothing.
 

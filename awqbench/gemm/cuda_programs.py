@@ -7,7 +7,7 @@ only what it launches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from awqbench.gemm import cuda_choice
@@ -58,7 +58,7 @@ KINDS = (
 )
 
 
-def programs(arch: str) -> Iterator[Program]:
+def programs(arch: str, kinds: Iterable[Kind] = KINDS) -> Iterator[Program]:
     """Yield the programs of an architecture, each once."""
     for bits, is_awq in ((4, 0), (4, 1), (8, 0)):
         yield Program.of("w4_repack", BITS=bits, AWQ=is_awq)
@@ -69,7 +69,7 @@ def programs(arch: str) -> Iterator[Program]:
             yield Program.of(
                 "w4a16_direct", BF16=is_bf16, GROUP=group, WARPS=8, WIDE=int(group != 32)
             )
-    for kind in KINDS:
+    for kind in kinds:
         if not (arch == "75" and kind.is_bf16):
             yield from _of_kind(kind, arch)
 

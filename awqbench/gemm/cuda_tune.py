@@ -34,12 +34,12 @@ def tune(
     dtype : torch.dtype
         float16 or bfloat16.
     timer : callable
-        From names to calls, to names to seconds.
+        From names to calls, to names to seconds; what could not be timed is left out.
 
     Returns
     -------
     dict of str to float
-        Seconds by program; "dense" is decoding and cuBLAS.
+        Seconds by program; "dense" is decoding and cuBLAS. Of none nothing is kept.
 
     Raises
     ------
@@ -60,13 +60,14 @@ def tune(
         ]
         for found in cuda_choice.candidates(tokens, spec, **settings)
     }
-    calls["dense"] = [
+    calls[cuda_choice.DENSE] = [
         lambda weight=weight: torch.nn.functional.linear(x, cuda.dequantize(weight, dtype))
         for weight in weights
     ]
     times = timer(calls)
-    key = cuda_choice.key_of(facts.name, tokens, spec, is_bf16=is_bf16)
-    keep({key: min(times, key=times.__getitem__)})
+    if times:
+        key = cuda_choice.key_of(facts.name, tokens, spec, is_bf16=is_bf16)
+        keep({key: min(times, key=times.__getitem__)})
     return times
 
 

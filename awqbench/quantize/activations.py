@@ -1,7 +1,7 @@
 """Hidden states on their way between two blocks: in memory, on disk, or both.
 
-What enters a block is written to one file while the block before it runs. The file is where
-a run that was killed goes on, and where batches are read from that memory has no room for.
+What enters a block is written to files while the block before it runs. They are where a run
+that was killed goes on, and where batches are read from that memory has no room for.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from awqbench.formats.headers import DTYPES
 from awqbench.quantize.durable import (
@@ -29,6 +30,9 @@ _CODES = {name: code for code, (_, name) in DTYPES.items()}
 class Activations:
     """Hidden states that enter the blocks, for one block at a time.
 
+    The text is in chunks of windows, each a file of its own, so that several processes can
+    write the inputs of one block; a chunk is put and taken batch by batch.
+
     Parameters
     ----------
     folder : Path or None
@@ -39,64 +43,71 @@ class Activations:
 
     def __init__(self, folder: Path | None, *, in_memory: bool = True):
         self.folder, self.in_memory = folder, in_memory or folder is None
-        self._batches: list[torch.Tensor] = []
-        self._next: list[torch.Tensor] = []
+        self._batches: dict[tuple[int, int], torch.Tensor] = {}
+        self._next: dict[tuple[int, int], torch.Tensor] = {}
         self._at: int | None = None
+        self._chunk, self._n_put = 0, 0
         self._file: _TensorFile | None = None
 
-    def saved_blocks(self) -> list[int]:
-        """Return the blocks whose inputs an earlier run left whole; damaged ones are removed."""
+    def saved_blocks(self, n_chunks: int) -> list[int]:
+        """Return the blocks whose inputs an earlier run left whole; all others are removed."""
         if self.folder is None:
             return []
-        found = []
-        for path in sorted(self.folder.glob("enters-*.safetensors")):
+        chunks: dict[int, set[int]] = {}
+        for path in self.folder.glob("enters-*.safetensors"):
+            block, chunk = (int(number) for number in path.stem.split("-")[1:])
+            chunks.setdefault(block, set())
             if is_intact(path):
-                found.append(int(path.stem.removeprefix("enters-")))
-            else:
-                remove_sealed(path)
-        return found
+                chunks[block].add(chunk)
+        whole = {block for block, there in chunks.items() if len(there) == n_chunks}
+        for block in chunks.keys() - whole:
+            self._remove(block)
+        return sorted(whole)
 
     def take_up(self, block: int) -> None:
-        """Go on from what an earlier run left at a block."""
-        self._at, self._batches = block, []
+        """Go on from what lies on disk of the inputs of a block."""
+        self._at, self._batches = block, {}
 
-    def start(self, block: int, n: int) -> None:
-        """Begin to write the inputs of a block.
+    def start(self, block: int, chunk: int, n: int) -> None:
+        """Begin a chunk of the inputs of a block.
 
         Parameters
         ----------
-        block : int
+        block, chunk : int
         n : int
-            Windows that will be put, all batches together.
+            Windows that will be put, all batches of the chunk together.
         """
-        self._next = []
+        self._chunk, self._n_put = chunk, 0
         if self.folder is not None:
-            self._file = _TensorFile(self._path(block), n)
+            self._file = _TensorFile(self._path(block, chunk), n)
 
     def put(self, hidden: torch.Tensor) -> None:
-        """Take the next batch, (windows, seq, hidden_size)."""
+        """Take the next batch of the chunk, (windows, seq, hidden_size)."""
         if self.in_memory:
-            self._next.append(hidden)
+            self._next[self._chunk, self._n_put] = hidden
+            self._n_put += 1
         if self._file is not None:
             self._file.append(hidden)
 
-    def finish(self, block: int) -> None:
-        """Make the inputs of `block` those that `batch` returns; older ones are removed."""
+    def end(self) -> None:
+        """Make what was put of the chunk stay."""
         if self._file is not None:
             self._file.close()
             self._file = None
-            if self._at is not None and self._at != block:
-                remove_sealed(self._path(self._at))
-        self._at, self._batches, self._next = block, self._next, []
 
-    def batch(self, j: int, first: int, last: int) -> torch.Tensor:
-        """Return batch `j`, windows `first` to `last`, and let go of it in memory."""
-        if j < len(self._batches):
-            hidden, self._batches[j] = self._batches[j], None
-            return hidden
+    def finish(self, block: int) -> None:
+        """Make the inputs of `block` those that `batch` returns; older ones are removed."""
+        if self._at is not None and self._at != block:
+            self._remove(self._at)
+        self._at, self._batches, self._next = block, self._next, {}
+
+    def batch(self, chunk: int, j: int, first: int, last: int) -> torch.Tensor:
+        """Return batch `j` of a chunk, its windows `first` to `last`, and let go of it."""
+        if (chunk, j) in self._batches:
+            return self._batches.pop((chunk, j))
         from safetensors import safe_open
 
-        with safe_open(self._path(self._at), framework="pt") as file:
+        with safe_open(self._path(self._at, chunk), framework="pt") as file:
             return file.get_slice("hidden")[first:last].clone()
 
     def close(self) -> None:
@@ -104,8 +115,13 @@ class Activations:
         if self._file is not None:
             self._file.abandon()
 
-    def _path(self, block: int) -> Path:
-        return self.folder / f"enters-{block:05d}.safetensors"
+    def _path(self, block: int, chunk: int) -> Path:
+        return self.folder / f"enters-{block:05d}-{chunk:05d}.safetensors"
+
+    def _remove(self, block: int) -> None:
+        if self.folder is not None:
+            for path in self.folder.glob(f"enters-{block:05d}-*.safetensors"):
+                remove_sealed(path)
 
 
 class _TensorFile:
@@ -113,7 +129,8 @@ class _TensorFile:
 
     def __init__(self, path: Path, n: int):
         self.path, self._n = path, n
-        self._partial = path.with_name(f".{path.name}.partial")
+        # Two processes may write the same chunk, one of them given up for lost.
+        self._partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
         self._digest = hashlib.sha256()
         self._file = None
         self._bytes = 0

@@ -1,7 +1,7 @@
 """One pass of a text through the full-precision model, block by block: the statistics.
 
 Every later question - scales, clip, rounding, bits, group size - is answered from what is
-collected here; the model is not run again.
+collected here; the model is not run again. A pass that is stopped goes on from its last block.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ import numpy as np
 
 from awqbench.errors import CalibrationTextError
 from awqbench.progress import progress_bar
-from awqbench.quantize.collect import BATCH_SIZE, Calibration, Sketching
+from awqbench.quantize.activations import Activations
+from awqbench.quantize.chunk import BATCH_SIZE, Sketching
+from awqbench.quantize.collect import ALL_EXPERTS, Calibration
 from awqbench.quantize.stats import Stats, new_stats_folder, save_manifest
+from awqbench.quantize.stopwatch import fixed_threads, own_threads
+from awqbench.quantize.work import WorkFolder
+from awqbench.quantize.workers import spread_on, threads_of_a_share
+from awqbench.text import tokens_digest
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +37,10 @@ def calibrate(
     batch_size: int = BATCH_SIZE,
     sketch: Sketching = Sketching(),  # noqa: B008 (immutable)
     route_all_experts: bool = False,
+    resume: bool = True,
+    threads: int | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> Stats:
     """Collect the statistics of every linear's input on a calibration text.
 
@@ -51,6 +61,10 @@ def calibrate(
     route_all_experts : bool
         Send every token through every expert of a mixture, for the statistics alone: what a
         block gives to the next stays that of the real routing.
+    resume : bool
+        Go on with an unfinished run into the same folder; False discards it.
+    threads, workers, scheduler
+        As for `quantize`: the text's way through a block is split among several workers.
 
     Returns
     -------
@@ -63,9 +77,13 @@ def calibrate(
     CalibrationTextError
         If `tokens` is empty or not (n, seq) integers.
     OutputError
-        If `out` cannot be written or holds other files.
+        If `out` cannot be written or holds other files, or another run is writing it.
+    ResumeError
+        If an unfinished run into `out` is of another model or text, and `resume` is true.
     NonFiniteError
         If a weight of the model is NaN or infinite.
+    ClusterError
+        If workers cannot be had, or are lost; finished blocks stay for a later run.
     """
     from awqbench.formats.checkpoint import open_checkpoint
     from awqbench.model import BlockRunner
@@ -74,22 +92,50 @@ def calibrate(
     ckpt = open_checkpoint(ckpt)
     ckpt.require_full_precision()
     tokens = checked_tokens(tokens)
-    folder = new_stats_folder(out)
+    folder = Path(out).expanduser().absolute()
     runner = BlockRunner(ckpt, dtype=run_dtype(ckpt, dtype))
-    sites_of = trace_sites(runner)
-    run = Calibration(
-        runner,
-        sites_of,
-        tokens,
-        folder,
-        batch_size=batch_size,
-        sketch=sketch,
-        route_all_experts=route_all_experts,
-    )
-    wanted = range(runner.n_blocks)
-    for _ in progress_bar(run.blocks(wanted), "calibrate", unit="block", total=len(wanted)):
-        pass
-    return save_manifest(folder, run.manifest())
+    identity = {
+        "model": ckpt.path.name,
+        "model_digest": ckpt.digest,
+        "calibration_digest": tokens_digest(tokens),
+        "dtype": str(runner.dtype).removeprefix("torch."),
+        "routing": ALL_EXPERTS if route_all_experts else "real",
+        "sketch": list(sketch),
+    }
+    threads = threads or threads_of_a_share(workers)
+    with (
+        spread_on(workers, scheduler) as spread,
+        WorkFolder(folder, identity, resume=resume) as work,
+    ):
+        work.settle({"threads": threads or own_threads(), "batch_size": batch_size})
+        new_stats_folder(folder)
+        with fixed_threads(work.facts["threads"]):
+            activations = Activations(work.files_path)
+            run = Calibration(
+                runner,
+                trace_sites(runner),
+                tokens,
+                folder,
+                batch_size=work.facts["batch_size"],
+                sketch=sketch,
+                activations=activations,
+                route_all_experts=route_all_experts,
+            )
+            wanted = range(runner.n_blocks)
+            blocks = run.blocks(
+                wanted,
+                has=lambda i: work.has_stats(folder, i),
+                on_saved=lambda i: work.seal_stats(folder, i),
+                spread=spread,
+            )
+            try:
+                for _ in progress_bar(blocks, "calibrate", unit="block", total=len(wanted)):
+                    pass
+            finally:
+                activations.close()
+        stats = save_manifest(folder, run.manifest())
+        work.discard()
+    return stats
 
 
 def checked_tokens(tokens: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from awqbench.quantize.moments import bfloat16_products
-from awqbench.quantize.rounding import ROWS_IN_CACHE, grid_of, group_ranges, quantization_error
+from awqbench.quantize.rounding import grid_of, group_ranges, quantization_error, row_parts
 
 if TYPE_CHECKING:
     import torch
@@ -42,20 +42,19 @@ def search_clip(
     weight : (N, K) torch.Tensor of float32
         As it will be rounded, that is, with channel scales applied.
     blocks : (G, group_size, group_size) torch.Tensor of float32
-        Diagonal blocks of the scaled input's H.
+        Diagonal blocks of the scaled input's H, on the weight's device.
     settings : Settings
     group_size : int
 
     Returns
     -------
     ClipChoice
-        `shrink` is (N, G) float32; 1.0 is always a candidate.
+        `shrink` is (N, G) float32, on the weight's device; 1.0 is always a candidate.
     """
     import torch
 
     parts = [
-        _search_rows(rows, blocks, settings, group_size=group_size)
-        for rows in weight.split(ROWS_IN_CACHE)
+        _search_rows(rows, blocks, settings, group_size=group_size) for rows in row_parts(weight)
     ]
     shrink = torch.cat([part.shrink for part in parts])
     return ClipChoice(

@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from awqbench.errors import NonFiniteError, ParameterError
+from awqbench.errors import ParameterError
 from awqbench.quantize.activations import Activations
-from awqbench.quantize.experts import sketch_rows
-from awqbench.quantize.moments import Moments
+from awqbench.quantize.chunk import (
+    BATCH_SIZE,
+    SUM_WINDOWS,
+    Chunk,
+    Sketching,
+    Sums,
+    add_sums,
+    load_checked,
+    run_chunk,
+)
+from awqbench.quantize.chunk_task import ChunkTask, run_chunk_task, take_sums
 from awqbench.quantize.stats import FORMAT, save_block
 from awqbench.quantize.stopwatch import Stopwatch
 from awqbench.text import tokens_digest
 
 if TYPE_CHECKING:
-    import torch
-
-    from awqbench.model import BlockRunner
+    from awqbench.model import BlockCall, BlockRunner
     from awqbench.quantize.fold import Site
 
-# A Gram matrix of more channels than this takes over 1 GiB; a sketch is kept instead.
-SKETCH_ABOVE = 16384
-SKETCH_ROWS = 1024
-# Windows run at a time, and windows whose products are added up before they join the total.
-# The second is a constant so that one process and many give the same bytes.
-BATCH_SIZE = 8
-SUM_WINDOWS = 32
 # In a manifest: every token went through every expert.
 ALL_EXPERTS = "all experts"
-
-
-class Sketching(NamedTuple):
-    """Sites with more than `above` channels keep a sketch of `rows` rows in place of H."""
-
-    above: int = SKETCH_ABOVE
-    rows: int = SKETCH_ROWS
+# Runs tasks on other processes and gives (task, result) as they end; see `run_tasks`.
+Spread = Callable[[Callable, Iterable], Iterator[tuple]]
 
 
 class Calibration:
     """A text on its way through a model, block by block.
-
-    Sums are made over runs of `SUM_WINDOWS` windows and added in their order, so that they
-    do not depend on who makes them.
 
     Parameters
     ----------
@@ -93,44 +84,54 @@ class Calibration:
         self._activations = activations or Activations(None)
         self._watch = watch or Stopwatch()
         self._route_all_experts = route_all_experts
-        self._calls: list[tuple] = []
+        self._chunks: list[list[tuple[BlockCall, ...]]] = []  # of each batch of each chunk
 
     def blocks(
         self,
-        wanted: Iterable[int],
+        wanted: Sequence[int],
         *,
-        start: int | None = None,
+        has: Callable[[int], bool] = lambda i: False,
         on_saved: Callable[[int], None] | None = None,
+        spread: Callable[[], Spread | None] = lambda: None,
     ) -> Iterator[int]:
         """Collect the statistics of some blocks and give each block's number when on disk.
+
+        Those that are there already come first. For the others the text goes on from where
+        `activations` has it on disk.
 
         Parameters
         ----------
         wanted : iterable of int
-        start : int, optional
-            Block whose inputs `activations` holds; default none, the text is embedded.
+        has : callable, optional
+            Tells whether the statistics of a block are there.
         on_saved : callable, optional
             Called when a block's statistics are written.
+        spread : callable, optional
+            Gives, before each block, what shares its chunks among other processes, or None to
+            run them here.
         """
-        wanted = set(wanted)
-        last = max(wanted, default=-1)
-        if last < 0:
+        there = [i for i in wanted if has(i)]
+        yield from there
+        wanted = set(wanted) - set(there)
+        if not wanted:
             return
+        last = max(wanted)
+        saved = [i for i in self._activations.saved_blocks(self.n_chunks) if i <= min(wanted)]
+        start = max(saved, default=None)
+        if start is not None:
+            self._activations.take_up(start)
         self._embed(keep=start is None)
         for i in range(start or 0, last + 1):
-            with self._watch("read"):
-                block = self._runner.load_block(i)
-                check_block_weights(dict(block.named_parameters()), self._runner.block_name(i))
             sites = [site for site in self._sites_of[i] if site.linears] if i in wanted else []
-            sums = self._run(block, i, sites, is_last=i == last)
-            del block
+            chunks = [self._chunk(i, number, sites, is_last=i == last) for number in self._numbers]
+            share = spread() if len(chunks) > 1 else None
+            sums = self._run(i, chunks) if share is None else self._run_spread(chunks, share)
             if i in wanted:
                 with self._watch("write"):
-                    records = [(s, m.tensors()) for s, m in zip(sites, sums, strict=True)]
-                    save_block(self._folder, i, records)
+                    save_block(self._folder, i, list(zip(sites, sums, strict=True)))
                     if on_saved is not None:
                         on_saved(i)
-                    del records, sums
+            del sums
             # Only now may what entered this block go: it is not needed again.
             if i < last:
                 with self._watch("spill"):
@@ -138,55 +139,82 @@ class Calibration:
             if i in wanted:
                 yield i
 
+    @property
+    def n_chunks(self) -> int:
+        """Chunks of `SUM_WINDOWS` windows in the text; the last may be shorter."""
+        return -(-len(self._tokens) // SUM_WINDOWS)
+
+    @property
+    def _numbers(self) -> range:
+        return range(self.n_chunks)
+
     def _embed(self, *, keep: bool) -> None:
         """Find out what every block is called with, and keep what enters block 0."""
         import torch
 
         tokens = torch.from_numpy(np.ascontiguousarray(self._tokens))
         with self._watch("forward"):
-            if keep:
-                self._activations.start(0, len(tokens))
-            for batch in tokens.split(self._batch_size):
-                inputs = self._runner.embed(batch)
-                self._calls.append(inputs.calls)
+            for number, windows in enumerate(tokens.split(SUM_WINDOWS)):
+                self._chunks.append([])
                 if keep:
-                    self._activations.put(inputs.hidden)
+                    self._activations.start(0, number, len(windows))
+                for batch in windows.split(self._batch_size):
+                    inputs = self._runner.embed(batch)
+                    self._chunks[-1].append(inputs.calls)
+                    if keep:
+                        self._activations.put(inputs.hidden)
+                self._activations.end()
             self._runner.release_embedding()
         if keep:
-            with self._watch("spill"):
-                self._activations.finish(0)
+            self._activations.finish(0)
 
-    def _run(
-        self, block: torch.nn.Module, i: int, sites: list[Site], *, is_last: bool
-    ) -> list[Moments]:
-        """Run all windows through a block and return the sums over what enters its sites."""
-        from awqbench.model import BlockInputs
-        from awqbench.model_experts import every_expert
+    def _chunk(self, i: int, number: int, sites: list[Site], *, is_last: bool) -> Chunk:
+        return Chunk(
+            block=i,
+            number=number,
+            n_windows=min(SUM_WINDOWS, len(self._tokens) - number * SUM_WINDOWS),
+            batch_size=self._batch_size,
+            calls=self._chunks[number],
+            sites=sites,
+            sketch=self._sketch,
+            route_all_experts=self._route_all_experts,
+            is_last=is_last,
+        )
 
-        totals: list[Moments] = []
-        if not is_last:
-            self._activations.start(i + 1, len(self._tokens))
-        per_sum = SUM_WINDOWS // self._batch_size
-        for first in range(0, len(self._calls), per_sum):
-            chunk = first // per_sum
-            sums = [_moments_for(s, sites, self._sketch, block=i, chunk=chunk) for s in sites]
-            routing = every_expert(block) if self._route_all_experts else nullcontext()
-            with routing, _collecting(block, sites, sums, self._watch):
-                for j in range(first, min(first + per_sum, len(self._calls))):
-                    begin = j * self._batch_size
-                    with self._watch("spill"):
-                        hidden = self._activations.batch(j, begin, begin + self._batch_size)
-                    with self._watch("forward"):
-                        inputs = BlockInputs(hidden, self._calls[j])
-                        hidden = self._runner.run_block(block, i, inputs).hidden
-                    if not is_last:
-                        with self._watch("spill"):
-                            self._activations.put(hidden)
+    def _run(self, i: int, chunks: Sequence[Chunk]) -> Sums:
+        """Run all chunks through a block and return the sums over what enters its sites."""
+        with self._watch("read"):
+            block = load_checked(self._runner, i)
+        total: Sums = []
+        for chunk in chunks:
+            sums = run_chunk(chunk, self._runner, block, self._activations, self._watch)
             with self._watch("statistics"):
-                for total, part in zip(totals, sums, strict=False):
-                    total.merge(part)
-                totals = totals or sums
-        return totals
+                total = add_sums(total, sums)
+        return total
+
+    def _run_spread(self, chunks: Sequence[Chunk], spread: Spread) -> Sums:
+        """Let other processes run the chunks; add up what they leave, in the chunks' order."""
+        import torch
+
+        runner, folder = self._runner, self._activations.folder
+        tasks = [
+            ChunkTask(
+                chunk,
+                model=str(runner.ckpt.path.absolute()),
+                model_digest=runner.ckpt.digest,
+                dtype=str(runner.dtype).removeprefix("torch."),
+                folder=str(folder.absolute()),
+                threads=torch.get_num_threads(),
+            )
+            for chunk in chunks
+        ]
+        for _, seconds in spread(run_chunk_task, tasks):
+            self._watch.add(seconds)
+        total: Sums = []
+        for chunk in chunks:
+            with self._watch("statistics"):
+                total = add_sums(total, take_sums(folder, chunk))
+        return total
 
     def manifest(self) -> dict:
         """Return what `save_manifest` writes: of which model and text the statistics are."""
@@ -210,59 +238,3 @@ class Calibration:
                 for path in site.linears
             },
         }
-
-
-def _moments_for(
-    site: Site, sites: list[Site], sketch: Sketching, *, block: int, chunk: int
-) -> Moments:
-    is_wide = site.in_features > sketch.above
-    rows = sketch.rows if is_wide else sketch_rows(site, sites, sketch.rows)
-    return Moments(site.in_features, sketch_rows=rows, seed=(chunk << 32) + block)
-
-
-def check_block_weights(tensors: dict[str, torch.Tensor], name: str) -> None:
-    """Raise if a block's weights hold NaN or infinity.
-
-    Parameters
-    ----------
-    tensors : dict of str to torch.Tensor
-        By block-relative path.
-    name : str
-        Path of the block.
-
-    Raises
-    ------
-    NonFiniteError
-        Names the tensor and counts its bad elements.
-    """
-    import torch
-
-    for path, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise NonFiniteError(
-                f"{name}.{path} holds NaN or inf ({bad} of {tensor.numel()} elements); the "
-                "checkpoint is damaged or was saved in a dtype too small for it: convert it "
-                "again from the original."
-            )
-
-
-@contextmanager
-def _collecting(
-    block: torch.nn.Module, sites: list[Site], moments: list[Moments], watch: Stopwatch
-):
-    """Add what enters each site's first linear to its moments, while the context lasts."""
-    handles = []
-    for site, sums in zip(sites, moments, strict=True):
-
-        def hook(_module, args, sums=sums):
-            with watch("statistics"):
-                sums.add(args[0])
-
-        linear = block.get_submodule(site.linears[0])
-        handles.append(linear.register_forward_pre_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

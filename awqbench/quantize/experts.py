@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from awqbench.quantize.fold_experts import expert_of
@@ -135,23 +135,26 @@ def experts_record(linears: Iterable[dict]) -> dict:
     }
 
 
-def sketch_rows(site: Site, sites: list[Site], rows: int) -> int | None:
-    """Say how many rows of a sketch stand for H of an expert's input, None for H itself.
+def sketch_rows(widths: Mapping[str, int], rows: int) -> dict[str, int | None]:
+    """Say how many rows of a sketch stand for H of each input of a block, None for H itself.
+
+    Where H of all experts together is over 1 GiB, those of the wide ones are sketched. Sketches
+    of 512 rows chose what exact statistics chose for K to 3072.
 
     Parameters
     ----------
-    site : Site
-    sites : list of Site
-        All of the block: where H of all experts together is over 1 GiB, the wide ones are
-        sketched. Sketches of 512 rows chose what exact statistics chose for K to 3072.
+    widths : mapping of str to int
+        K by the name of a site, or of its first linear; all sites of a block.
     rows : int
         Most rows that a sketch has.
     """
-    experts = [s.in_features for s in sites if expert_of(s.name) is not None]
-    if expert_of(site.name) is None or 4 * sum(k * k for k in experts) <= EXPERTS_BYTES:
-        return None
-    wanted = min(rows, max(_LEAST_ROWS, site.in_features // 4))
-    return wanted if 2 * wanted <= site.in_features else None
+    experts = {name: k for name, k in widths.items() if expert_of(name) is not None}
+    found: dict[str, int | None] = dict.fromkeys(widths)
+    if 4 * sum(k * k for k in experts.values()) > EXPERTS_BYTES:
+        for name, k in experts.items():
+            wanted = min(rows, max(_LEAST_ROWS, k // 4))
+            found[name] = wanted if 2 * wanted <= k else None
+    return found
 
 
 def _visits(folder: Path, i: int) -> Iterator[tuple[int, int, int]]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from awqbench.quantize.settings import Settings
     from awqbench.quantize.stats import Stats
 
+# Arguments of `search` that are no settings.
+_HOW = ("objective", "tokens", "device")
+
 
 @contextmanager
 def fake_quantized(
@@ -36,7 +39,7 @@ def fake_quantized(
     ckpt, stats, settings
         As in `search`.
     **changes
-        Fields of `Settings`, `objective` and `tokens`, as in `search`.
+        Fields of `Settings`, `objective`, `tokens` and `device`, as in `search`.
 
     Yields
     ------
@@ -45,7 +48,7 @@ def fake_quantized(
     import torch
 
     saved: dict[str, torch.Tensor] = {}
-    how = {name: changes.pop(name) for name in ("objective", "tokens") if name in changes}
+    how = {name: changes.pop(name) for name in _HOW if name in changes}
     settings = make_settings(settings, **changes)
     blocks = []
     try:

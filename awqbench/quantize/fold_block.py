@@ -33,7 +33,12 @@ class QuantizedBlock(NamedTuple):
 
 
 def quantize_block(
-    tensors: dict[str, torch.Tensor], records: list[SiteRecord], settings: Settings, *, name: str
+    tensors: dict[str, torch.Tensor],
+    records: list[SiteRecord],
+    settings: Settings,
+    *,
+    name: str,
+    device: torch.device | str = "cpu",
 ) -> QuantizedBlock:
     """Choose, fold and round all sites of a block.
 
@@ -45,6 +50,8 @@ def quantize_block(
     settings : Settings
     name : str
         Path of the block.
+    device : torch.device or str
+        To search on, one site at a time; the block itself, folds and packing are on the CPU.
 
     Returns
     -------
@@ -63,14 +70,15 @@ def quantize_block(
     sites = [record.site for record in records]
     weights_of = {site.name: _weights(site, original, settings, name) for site in sites}
     every = {path: weight for weights in weights_of.values() for path, weight in weights.items()}
-    shared = shared_scales(records, every, settings, name=name)
+    shared = shared_scales(records, every, settings, name=name, device=device)
     choices: dict[str, SiteChoice] = {}
     for site, moments in records:
         weights = weights_of[site.name]
         if not weights:
             continue
         given = shared.get(site.name)
-        choice = choose_linears(site, moments, weights, settings, block=name, scales=given)
+        near = moments.to(device)
+        choice = choose_linears(site, near, weights, settings, block=name, scales=given)
         if site.prev_op is not None:
             scales = storable_scales(site, choice.channel_scales, tensors)
             choice = choice._replace(channel_scales=scales)
@@ -87,12 +95,13 @@ def quantize_block(
         choice = choices[site.name]
         weights = _weights(site, wide, settings, name)
         result.curves.extend(curve_rows(site, choice))
-        for path, linear in round_linears(choice, moments, weights, settings, name=name).items():
+        near = moments.to(device)
+        for path, linear in round_linears(choice, near, weights, settings, name=name).items():
             effective = torch.from_numpy(linear.packed.dequantize()) / choice.channel_scales
             if path in factors:
                 effective /= factors[path][:, None]
             own = settings.for_linear(f"{name}.{path}")
-            error = measure(original[f"{path}.weight"], effective, moments, own)
+            error = measure(original[f"{path}.weight"], effective, near, own)
             row = linear_row(site, path, choice, linear, error)
             row |= {"in_features": site.in_features, "tokens": moments.n_tokens}
             result.rows.append(row | {"alarm": alarms(row, site, choice, moments)})

@@ -41,6 +41,7 @@ def inverse_factor(gram: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     (K, K) torch.Tensor of float32
+        On the device of H.
 
     Raises
     ------
@@ -53,9 +54,9 @@ def inverse_factor(gram: torch.Tensor) -> torch.Tensor:
     diagonal = wide.diagonal()
     mean = float(diagonal.mean())
     if mean <= 0:  # no activation at all: every rounding is as good as any other
-        return torch.eye(len(gram))
+        return torch.eye(len(gram), device=gram.device)
     for share in _DAMPING:
-        damped = wide + torch.eye(len(wide), dtype=wide.dtype) * (share * mean)
+        damped = wide + torch.eye(len(wide), dtype=wide.dtype, device=wide.device) * (share * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if int(failed):
             continue
@@ -95,14 +96,15 @@ def round_gptq(
     Returns
     -------
     Rounded
+        On the device of the arguments, which is one.
     """
     import torch
 
     weight = weight.clone()
     n_rows, in_features = weight.shape
     n_groups = in_features // group_size
-    codes = torch.empty(n_rows, in_features, dtype=torch.uint8)
-    steps, zeros = torch.empty(2, n_rows, n_groups)
+    codes = torch.empty(n_rows, in_features, dtype=torch.uint8, device=weight.device)
+    steps, zeros = torch.empty(2, n_rows, n_groups, device=weight.device)
     grid = None
     width = min(group_size, _LAZY_COLUMNS) if group_size % _LAZY_COLUMNS else _LAZY_COLUMNS
     for first in range(0, in_features, width):

@@ -23,6 +23,7 @@ from awqbench.formats.writer import require_new_folder
 from awqbench.quantize.calibrate import checked_tokens, run_dtype
 from awqbench.quantize.collect import ALL_EXPERTS
 from awqbench.quantize.dense import keeps_dense
+from awqbench.quantize.device import AUTO, chosen_device, settled_device
 from awqbench.quantize.durable import read_json
 from awqbench.quantize.publish import RECORD, publish
 from awqbench.quantize.rule_checks import check_rules, check_rules_held
@@ -55,6 +56,7 @@ def quantize(
     workers: int | None = None,
     scheduler: str | None = None,
     route_all_experts: bool = False,
+    device: str = AUTO,
     make_queue: MakeQueue | None = None,
     **changes,
 ) -> dict:
@@ -82,7 +84,7 @@ def quantize(
         Folder to leave the statistics in; by default those of a block are dropped when the
         block is finished.
     max_memory : int or str, optional
-        What the process may take, such as ``"6GiB"``; default most of what is free. Hidden
+        What each process may take, such as ``"6GiB"``; default most of what is free. Hidden
         states that do not fit are read from disk, and a sketch stands in for an H that does
         not.
     threads : int, optional
@@ -90,13 +92,17 @@ def quantize(
         or a share of it with several workers. The same number gives the same bytes, whoever
         does the work. A run that goes on keeps the number it began with.
     workers : int, optional
-        Processes that search blocks while this one runs the text through the next; needs the
-        extra ``cluster``. By default, and with 1, this process searches too.
+        Processes that share the work, the search of blocks and the text's way through the next
+        one; needs the extra ``cluster``. By default, and with 1, this process does all.
     scheduler : str, optional
         Address of a Dask scheduler in place of own processes; its workers see `ckpt` and the
         folder of `out` under the same paths.
     route_all_experts : bool
         Collect the statistics of a mixture's experts on every token; see `calibrate`.
+    device : str
+        To search blocks on: ``"cpu"``, ``"cuda"`` (each process takes a GPU of its host) or
+        one such as ``"cuda:1"``; ``"auto"`` is a GPU where torch finds one in this process.
+        Last bits depend on it, so that a run that goes on keeps it.
     make_queue : callable, optional
         Makes another queue; see `awqbench.quantize.queue`.
     **changes
@@ -116,9 +122,13 @@ def quantize(
     AlreadyQuantizedError, FormatError, AlignmentError, NonFiniteError, OutputError
         Before or during the run; nothing half-written is left in `out`.
     MemoryLimitError
-        If not even one block fits into `max_memory`; before any work.
+        If not even one block fits into `max_memory`, before any work; or a search into the
+        memory of its GPU.
     ResumeError
-        If an unfinished run is there with other settings, and `resume` is true.
+        If an unfinished run is there with other settings, or blocks of it were searched on
+        another device, and `resume` is true.
+    DeviceError
+        If `device` is not there; before any work, unless on a worker of another host.
     ClusterError
         If workers cannot be had, or are lost; finished blocks stay for a later run.
     """
@@ -130,6 +140,8 @@ def quantize(
     ckpt.require_full_precision()
     settings = make_settings(settings, **changes)
     check_workers(workers)
+    elsewhere = scheduler is not None
+    chosen_device(device, elsewhere=elsewhere)
     out = Path(out).expanduser().absolute()
     with watch("read"):
         runner = BlockRunner(ckpt, dtype=None if stats is not None else run_dtype(ckpt, None))
@@ -156,6 +168,7 @@ def quantize(
         for i in work.damaged:
             name = runner.block_name(i)
             warnings.warn(f"{name} of the unfinished run is damaged: redone.", stacklevel=2)
+        run.device = settled_device(device, work, elsewhere=elsewhere)
         if stats is None:
             run.plan(
                 work,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from awqbench.errors import MemoryLimitError
-from awqbench.quantize.collect import BATCH_SIZE, SUM_WINDOWS, Sketching
+from awqbench.quantize.chunk import BATCH_SIZE, SUM_WINDOWS, Sketching
+from awqbench.quantize.experts import sketch_rows
 from awqbench.sizes import GIB, parse_bytes
 
 if TYPE_CHECKING:
@@ -65,14 +66,14 @@ class BlockSizes(NamedTuple):
         Elements of the largest linear.
     widest : int
         Channels that its widest linear takes or gives.
-    site_widths : tuple of int
+    site_widths : dict of str to int
         K of each site.
     """
 
     elements: int
     largest: int
     widest: int
-    site_widths: tuple[int, ...]
+    site_widths: dict[str, int]
 
 
 def budget_of(max_memory: int | str | None) -> int:
@@ -103,12 +104,13 @@ def block_sizes(runner: BlockRunner, sites_of: Sequence[Sequence[Site]]) -> list
     for i, sites in enumerate(sites_of):
         head = f"{runner.block_name(i)}."
         linears = [shape for name, shape in shapes.items() if name.startswith(head)]
+        widths = {site.name: site.in_features for site in sites if site.linears}
         found.append(
             BlockSizes(
                 runner.block_elements(i),
                 max((out * into for out, into in linears), default=0),
                 max((max(shape) for shape in linears), default=0),
-                tuple(site.in_features for site in sites if site.linears),
+                widths,
             )
         )
     return found
@@ -152,7 +154,7 @@ def plan_memory(
 
     base = psutil.Process().memory_info().rss
     sizes = block_sizes(runner, sites_of)
-    widths = sorted({k for block in sizes for k in block.site_widths}, reverse=True)
+    widths = sorted({k for block in sizes for k in block.site_widths.values()}, reverse=True)
     sketches = [Sketching()] + [Sketching(above=k - 1) for k in widths if k <= Sketching().above]
     sketches = sketches if sketch is None else [sketch]
     batches = [b for b in range(BATCH_SIZE, 0, -1) if SUM_WINDOWS % b == 0]
@@ -190,8 +192,8 @@ def _stages(
     copies = 2 if n_samples > SUM_WINDOWS else 1
     tracing, calibration, search = [], [], []
     for block in sizes:
-        sums = sum(statistics_bytes(k, sketch) for k in block.site_widths)
-        widest = max(block.site_widths, default=0)
+        sums, whole = block_statistics(block.site_widths, sketch)
+        widest = max(block.site_widths.values(), default=0)
         # The MLP's three wide tensors, and a float32 copy of one with its magnitudes.
         in_flight = batch * seq_len * block.widest * (3 * itemsize + 8)
         tracing.append(8 * block.elements)
@@ -200,7 +202,6 @@ def _stages(
         # Weights as stored and twice in float32; H, with a copy in bfloat16; four float32
         # matrices like the largest linear (errors, products); GPTQ factors H in float64.
         factors = 32 * widest**2 if settings.rounding == "gptq" else 2 * widest**2
-        whole = 4 * widest**2 if widest > sketch.above else 0  # H from its sketch
         search.append((itemsize + 8) * block.elements + sums + factors + whole + 16 * block.largest)
     embedding = 2 * runner.vocabulary * runner.hidden_size * itemsize
     return {
@@ -209,6 +210,25 @@ def _stages(
         "calibrating a block": base + max(calibration),
         "searching a block": base + max(search),
     }
+
+
+def block_statistics(widths: Mapping[str, int], sketch: Sketching) -> tuple[int, int]:
+    """Return the bytes kept of a block's sites, and those of the largest H behind a sketch.
+
+    Parameters
+    ----------
+    widths : mapping of str to int
+        K by the name of a site.
+    sketch : Sketching
+    """
+    of_experts = sketch_rows(widths, sketch.rows)
+    kept = rebuilt = 0
+    for name, k in widths.items():
+        rows = of_experts[name]
+        by = sketch if rows is None or k > sketch.above else Sketching(0, rows)
+        kept += statistics_bytes(k, by)
+        rebuilt = max(rebuilt, 4 * k**2 if k > by.above else 0)
+    return kept, rebuilt
 
 
 def statistics_bytes(in_features: int, sketch: Sketching) -> int:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Channels from which a Gram matrix is added up in eight block rows, not four.
 _WIDE = 8192
+# What is large of saved moments, and multiplied in a search; the rest are numbers of a channel.
+_PRODUCTS = ("gram", "sketch", "diagonal")
 
 
 @contextmanager
@@ -114,25 +116,6 @@ class Moments:
         self.sum_abs += sums.double().cpu()
         torch.maximum(self.absmax, magnitude.amax(dim=0).cpu(), out=self.absmax)
         self._add_products(wide, in_bfloat16=exact)
-
-    def merge(self, other: Moments) -> None:
-        """Add the sums over other rows, of the same linear.
-
-        Raises
-        ------
-        StatisticsError
-            If one holds H and the other a sketch, or their widths differ.
-        """
-        mine, theirs = self.tensors(), other.tensors()
-        if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in theirs.items()}:
-            raise StatisticsError(
-                f"cannot add moments of {other.in_features} channels to {self.in_features}, or a "
-                "sketch to exact ones."
-            )
-        for name in mine.keys() - {"counts"}:
-            merge_tensor(name, mine[name], theirs[name])
-        self.tokens += other.tokens
-        self.masked_tokens += other.masked_tokens
 
     def _masked(self, wide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
@@ -234,6 +217,20 @@ class SiteMoments:
     def nonfinite(self) -> torch.Tensor:
         """Non-finite elements of each channel, (K,) int64."""
         return self.tensors["nonfinite"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where H or its sketch is, and so where a search of the site computes."""
+        return self.tensors["gram" if self.is_exact else "sketch"].device
+
+    def to(self, device: torch.device | str) -> SiteMoments:
+        """Return these moments with H, or its sketch, on a device.
+
+        Vectors of a number for each channel stay on the CPU, where scales are computed from
+        them: their sums over channels that share a scale would come in any order on a GPU.
+        """
+        moved = {name: self.tensors[name].to(device) for name in _PRODUCTS if name in self.tensors}
+        return SiteMoments(self.tensors | moved)
 
     @property
     def is_exact(self) -> bool:

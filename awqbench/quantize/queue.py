@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from awqbench.quantize.task import run_block
+
+if TYPE_CHECKING:
+    from awqbench.quantize.collect import Spread
 
 Arguments = Callable[[int], dict[str, Any]]
 
@@ -15,6 +18,9 @@ class BlockQueue(Protocol):
 
     What ends up on disk must not depend on who ran a task, in what order, or how often.
     """
+
+    def spread(self) -> Spread | None:
+        """Return what runs other tasks on the queue's processes, None if it has but one."""
 
     def submit(self, i: int) -> None:
         """Take block `i`; may wait while many are under way, so that their files stay few."""
@@ -47,6 +53,9 @@ class SerialQueue:
     def __init__(self, arguments: Arguments):
         self._arguments = arguments
         self._done: list[int] = []
+
+    def spread(self) -> None:
+        """Return None: there is this process alone."""
 
     def submit(self, i: int) -> None:
         """Run the task of block `i`."""

@@ -17,6 +17,7 @@ from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
 from awqbench.formats.headers import read_header
 from awqbench.formats.shard import flush
 from awqbench.quantize.calibrate import checked_tokens, run_dtype
+from awqbench.quantize.device import AUTO, chosen_device, described
 from awqbench.quantize.durable import read_json, seal
 from awqbench.quantize.fold_block import QuantizedBlock
 from awqbench.quantize.publish import RECORD, publish, section_of, stored_prefix
@@ -45,6 +46,7 @@ def redo(
     stats: Stats | str | Path | None = None,
     tokens: np.ndarray | None = None,
     max_memory: int | str | None = None,
+    device: str = AUTO,
     **changes,
 ) -> dict:
     """Quantize chosen blocks of a finished folder again, with other settings.
@@ -65,6 +67,8 @@ def redo(
     tokens : (n, seq) ndarray of int64, optional
         The same text; by default that of `quantize`.
     max_memory : int or str, optional
+    device : str
+        To search on, as in `quantize`; "auto" is what the folder was made with.
     **changes
         Fields of `Settings` for these blocks, such as ``rounding="gptq"`` or, where the layout
         can hold several, ``group_size=64``.
@@ -82,6 +86,8 @@ def redo(
         If `out` has no record of a run, or its layout cannot hold such blocks beside the rest.
     ResumeError
         If model or text are not those of the folder.
+    DeviceError
+        If `device` is not there.
     """
     from awqbench.model import BlockRunner
 
@@ -114,6 +120,7 @@ def redo(
     section_of(ckpt, whole, runner)  # before any work: can the layout hold it?
     run = Run(ckpt, runner, whole, watch)
     run.settings_of_block = dict.fromkeys(chosen, own)
+    run.device = described(chosen_device(_device_of(before) if device == AUTO else device))
     words = {"blocks": [runner.block_name(i) for i in chosen], "changes": changes}
     identity = {
         "model_digest": ckpt.digest,
@@ -139,6 +146,11 @@ def redo(
         _exchange(out)
         work.discard()
     return record
+
+
+def _device_of(record: dict) -> str:
+    """Return the kind of device that a run was made on."""
+    return record["computed_with"].get("device", "cpu").partition(" ")[0]
 
 
 def _number(runner: BlockRunner, block: str | int) -> int:

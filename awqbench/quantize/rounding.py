@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from awqbench.quantize.settings import Settings
 
 
-# Rows taken at a time through the element-wise steps of a candidate, so that they stay in
-# the second-level cache: 128 x 3072 float32 numbers are 1.5 MB.
+# Rows taken at a time through the element-wise steps of a candidate on a CPU, so that they stay
+# in the second-level cache: 128 x 3072 float32 numbers are 1.5 MB.
 ROWS_IN_CACHE = 128
+# Numbers taken at a time on a GPU (64 MiB in float32): enough for all of its cores, and some
+# ten temporaries of that size fit beside H.
+_NUMBERS_ON_GPU = 1 << 24
 
 
 class Grid(NamedTuple):
@@ -25,6 +28,22 @@ class Grid(NamedTuple):
 
     steps: torch.Tensor
     zeros: torch.Tensor
+
+
+def row_parts(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return a weight (N, K) in runs of rows, as many as its device takes best at a time."""
+    if weight.device.type == "cpu":
+        return weight.split(ROWS_IN_CACHE)
+    return weight.split(_rows_on_gpu(weight.shape[1]))
+
+
+def _rows_on_gpu(in_features: int) -> int:
+    return max(ROWS_IN_CACHE, _NUMBERS_ON_GPU // in_features)
+
+
+def row_numbers(in_features: int, out_features: int) -> int:
+    """Return how many numbers of a weight `row_parts` gives at a time on a GPU."""
+    return in_features * min(out_features, _rows_on_gpu(in_features))
 
 
 def group_ranges(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:

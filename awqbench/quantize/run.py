@@ -12,13 +12,16 @@ import numpy as np
 from awqbench.formats.checkpoint import Checkpoint
 from awqbench.progress import progress_bar
 from awqbench.quantize.activations import Activations
-from awqbench.quantize.collect import Calibration, Sketching
+from awqbench.quantize.chunk import Sketching
+from awqbench.quantize.chunk_task import remove_sums
+from awqbench.quantize.collect import Calibration
+from awqbench.quantize.device import SearchDevice
 from awqbench.quantize.memory import budget_of, plan_memory
 from awqbench.quantize.publish import stored_prefix
 from awqbench.quantize.queue import Arguments, BlockQueue
 from awqbench.quantize.settings import Settings
 from awqbench.quantize.stats import Stats, new_stats_folder, save_manifest
-from awqbench.quantize.stopwatch import Stopwatch, fixed_threads
+from awqbench.quantize.stopwatch import Stopwatch, fixed_threads, own_threads
 from awqbench.quantize.work import WorkFolder
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ class Run:
     ----------
     settings_of_block : dict of int to Settings
         For blocks that have other settings than the rest.
+    device : SearchDevice
+        Where blocks are searched.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Run:
         self._ckpt, self._runner, self._settings = ckpt, runner, settings
         self._watch = watch
         self.settings_of_block: dict[int, Settings] = {}
+        self.device = SearchDevice()
         self._calibration: Calibration | None = None
         self._given: Stats | None = None
         self._plan: MemoryPlan | None = None
@@ -55,7 +61,7 @@ class Run:
     def given(self, work: WorkFolder, stats: Stats, threads: int | None) -> None:
         """Take statistics that were collected before."""
         self._given, self._folder = stats, stats.path
-        work.settle({"threads": threads or _threads()})
+        work.settle({"threads": threads or own_threads(), "device": self.device.fact})
 
     def plan(
         self,
@@ -85,16 +91,18 @@ class Run:
         )
         work.settle(
             {
-                "threads": threads or _threads(),
+                "threads": threads or own_threads(),
+                "device": self.device.fact,
                 "batch_size": plan.batch_size,
                 "sketch": list(plan.sketch),
             }
         )
         self._plan, self._keeps = plan, keep_stats is not None
-        own = work.path / "stats"
+        own = work.files_path / "stats"
         self._folder = new_stats_folder(keep_stats) if self._keeps else own
         own.mkdir(exist_ok=True)
-        self._activations = Activations(work.path, in_memory=plan.keeps_activations)
+        remove_sums(work.files_path)
+        self._activations = Activations(work.files_path, in_memory=plan.keeps_activations)
         self._calibration = Calibration(
             self._runner,
             sites_of,
@@ -127,7 +135,7 @@ class Run:
     def _finish(self, work: WorkFolder, queue: BlockQueue, ready: set[int]) -> Iterator[int]:
         """Give finished blocks as they are: those of an earlier run, then each new one."""
         yield from sorted(ready)
-        for i in self._with_statistics(work, ready):
+        for i in self._with_statistics(work, ready, queue):
             if i in ready:  # only its statistics were wanted
                 continue
             self._fresh.append(i)
@@ -142,25 +150,19 @@ class Run:
             work.drop_stats(self._folder, i)
         return i
 
-    def _with_statistics(self, work: WorkFolder, ready: set[int]) -> Iterator[int]:
+    def _with_statistics(
+        self, work: WorkFolder, ready: set[int], queue: BlockQueue
+    ) -> Iterator[int]:
         """Give blocks whose statistics are on disk, collecting what is missing."""
         blocks = range(self._runner.n_blocks)
         if self._calibration is None:
             yield from (i for i in blocks if i not in ready)
             return
-        wanted, there = [], []
-        for i in blocks:
-            if i not in ready or self._keeps:
-                (there if work.has_stats(self._folder, i) else wanted).append(i)
-        yield from there
-        start = None
-        if wanted:
-            saved = [b for b in self._activations.saved_blocks() if b <= wanted[0]]
-            start = max(saved, default=None)
-        if start is not None:
-            self._activations.take_up(start)
         yield from self._calibration.blocks(
-            wanted, start=start, on_saved=lambda i: work.seal_stats(self._folder, i)
+            [i for i in blocks if i not in ready or self._keeps],
+            has=lambda i: work.has_stats(self._folder, i),
+            on_saved=lambda i: work.seal_stats(self._folder, i),
+            spread=queue.spread,
         )
 
     def _arguments(self, work: WorkFolder, i: int) -> dict[str, Any]:
@@ -175,6 +177,7 @@ class Run:
             "stored_names": names,
             "settings": self.settings_of_block.get(i, self._settings).as_dict(),
             "threads": work.facts["threads"],
+            "device": self.device.name,
         }
 
     def manifest(self) -> dict:
@@ -208,9 +211,3 @@ class Run:
             total.add(work.blocks.facts(i)["seconds"])
         stages = {f"{stage}_s": value for stage, value in sorted(total.seconds.items())}
         return stages | {"total_s": time.perf_counter() - started}
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()

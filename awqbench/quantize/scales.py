@@ -6,6 +6,8 @@ which weights are rounded well. Candidates are s = x^alpha / w^(1 - alpha) with 
 activation magnitude and w the mean relative weight magnitude of a channel (Lin et al.,
 arXiv:2306.00978, section 3.2, as AutoAWQ extends it by w); the judge is tr(D H D') on
 all calibration tokens, so that the model is not run again.
+
+Candidates are made on the CPU, a number for each channel; they are judged where H is.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from awqbench.quantize.rounding import ROWS_IN_CACHE, grid_of, group_ranges, quantization_error
+from awqbench.quantize.rounding import grid_of, group_ranges, quantization_error, row_parts
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +33,9 @@ _LOG_LIMIT = float(np.log(1e4))
 class ScaleChoice(NamedTuple):
     """Channel scales of a site and how they were found.
 
-    `alpha` is NaN where no scaling (identity) won. `losses` has one entry for each of
-    `alphas`, with NaN first for identity; both are of the sampled rows.
+    `channel_scales` are on the CPU. `alpha` is NaN where no scaling (identity) won. `losses`
+    has one entry for each of `alphas`, with NaN first for identity; both are of the sampled
+    rows.
     """
 
     channel_scales: torch.Tensor
@@ -144,9 +147,9 @@ def search_scales(
     weight : (N, K) torch.Tensor of float32
         Weights of all linears of the site, one below the other.
     gram : (K, K) torch.Tensor of float32
-        H of the site's input.
+        H of the site's input, on the weight's device.
     mean_abs : (K,) torch.Tensor
-        See `candidate_scales`.
+        On the CPU; see `candidate_scales`.
     settings : Settings
     source : (K,) ndarray of int, optional
         Which channels must share a scale.
@@ -160,13 +163,13 @@ def search_scales(
 
     in_features = weight.shape[1]
     group_size = settings.group_size_for(in_features, name="site")
-    magnitude = weight_magnitude(weight, group_size)
+    magnitude = weight_magnitude(weight, group_size).cpu()
     rows = sample_rows(weight, settings.max_rows)
     gram = in_search_dtype(gram)
     alphas = np.arange(settings.n_grid) / settings.n_grid
     identity = torch.ones(in_features)
     candidates = [identity] + [candidate_scales(mean_abs, magnitude, a, source) for a in alphas]
-    losses = np.array([scaled_loss(rows, gram, s, settings, group_size) for s in candidates])
+    losses = losses_of(candidates, rows, gram, settings, group_size)
     losses[~np.isfinite(losses)] = np.inf
     best = int(np.argmin(losses))
     grid = np.concatenate([[np.nan], alphas])
@@ -175,12 +178,17 @@ def search_scales(
 
 def in_search_dtype(gram: torch.Tensor) -> torch.Tensor:
     """Return H in bfloat16 where the processor multiplies that fast, else as it is."""
+    return gram.bfloat16() if multiplies_bfloat16(gram.device) else gram
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has units for products of bfloat16 numbers."""
     import torch
 
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    if gram.device.type == "cpu" and (supported is None or not supported()):
-        return gram
-    return gram.bfloat16()
+    return supported is not None and supported()
 
 
 def sample_rows(weight: torch.Tensor, max_rows: int) -> torch.Tensor:
@@ -189,6 +197,19 @@ def sample_rows(weight: torch.Tensor, max_rows: int) -> torch.Tensor:
         return weight
     index = np.linspace(0, len(weight) - 1, max_rows).round().astype(int)
     return weight[index]
+
+
+def losses_of(
+    candidates: list[torch.Tensor],
+    rows: torch.Tensor,
+    gram: torch.Tensor,
+    settings: Settings,
+    group_size: int,
+) -> np.ndarray:
+    """Return the `scaled_loss` of each candidate, (K,) on the CPU, for rows where H is."""
+    return np.array(
+        [scaled_loss(rows, gram, s.to(rows.device), settings, group_size) for s in candidates]
+    )
 
 
 def scaled_loss(
@@ -217,7 +238,7 @@ def scaled_loss(
     import torch
 
     errors = []
-    for rows in weight.split(ROWS_IN_CACHE):
+    for rows in row_parts(weight):
         scaled = rows * channel_scales
         grid = grid_of(*group_ranges(scaled, group_size), settings)
         errors.append(quantization_error(scaled, grid, settings.bits).div_(channel_scales))

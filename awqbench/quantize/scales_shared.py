@@ -24,8 +24,8 @@ from awqbench.quantize.scales import (
     ScaleChoice,
     candidate_scales,
     in_search_dtype,
+    losses_of,
     sample_rows,
-    scaled_loss,
     weight_magnitude,
 )
 
@@ -47,6 +47,7 @@ def shared_scales(
     settings: Settings,
     *,
     name: str,
+    device: torch.device | str = "cpu",
 ) -> dict[str, ScaleChoice]:
     """Choose the scales of a block's sites that must have them in common.
 
@@ -59,6 +60,8 @@ def shared_scales(
     settings : Settings
     name : str
         Path of the block.
+    device : torch.device or str
+        To judge candidates on; one site at a time is there.
 
     Returns
     -------
@@ -73,13 +76,18 @@ def shared_scales(
     found = {}
     for members in groups.values():
         if settings.scales == "awq":
-            choice = _search(members, weights, settings, name=name)
+            choice = _search(members, weights, settings, name=name, device=device)
             found |= {site.name: choice for site, _ in members if choice is not None}
     return found
 
 
 def _search(
-    members: list[SiteRecord], weights: dict, settings: Settings, *, name: str
+    members: list[SiteRecord],
+    weights: dict,
+    settings: Settings,
+    *,
+    name: str,
+    device: torch.device | str,
 ) -> ScaleChoice | None:
     import torch
 
@@ -88,7 +96,7 @@ def _search(
     if not parts:
         return None
     rows = sum(len(part.weight) for part in parts)
-    magnitude = sum(len(p.weight) / rows * weight_magnitude(p.weight, p.group_size) for p in parts)
+    magnitude = sum(len(p.weight) / rows * p.magnitude(device) for p in parts)
     mean_abs = _mean_abs(members)
     alphas = np.arange(settings.n_grid) / settings.n_grid
     candidates = [torch.ones(site.in_features)] + [
@@ -98,7 +106,7 @@ def _search(
     losses = np.zeros(len(candidates))
     n_rows = max(_MIN_ROWS, -(-settings.max_rows // len(parts)))
     for part in parts:  # one H at a time: those of many experts can be gigabytes
-        losses += _losses(part, candidates, n_rows)
+        losses += part.losses(candidates, n_rows, device)
     losses[~np.isfinite(losses)] = np.inf
     best = int(np.argmin(losses))
     grid = np.concatenate([[np.nan], alphas])
@@ -113,6 +121,19 @@ class _Part(NamedTuple):
     settings: Settings
     group_size: int
 
+    def magnitude(self, device: torch.device | str) -> torch.Tensor:
+        """Return `weight_magnitude`, computed on a device."""
+        return weight_magnitude(self.weight.to(device), self.group_size).cpu()
+
+    def losses(
+        self, candidates: list[torch.Tensor], n_rows: int, device: torch.device | str
+    ) -> np.ndarray:
+        """Return each candidate's tr(D H D') over all rows, estimated from some on a device."""
+        rows = sample_rows(self.weight, n_rows).to(device)
+        gram = in_search_dtype(self.moments.to(device).gram())
+        losses = losses_of(candidates, rows, gram, self.settings, self.group_size)
+        return len(self.weight) / len(rows) * losses
+
 
 def _parts(record: SiteRecord, weights: dict, settings: Settings, name: str) -> Iterator[_Part]:
     import torch
@@ -125,14 +146,6 @@ def _parts(record: SiteRecord, weights: dict, settings: Settings, name: str) -> 
         stacked = torch.cat([weights[full.removeprefix(f"{name}.")] for full in names])
         group_size = own.group_size_for(site.in_features, name=names[0])
         yield _Part(stacked, moments, own, group_size)
-
-
-def _losses(part: _Part, candidates: list[torch.Tensor], n_rows: int) -> np.ndarray:
-    """Return each candidate's tr(D H D') over all rows, estimated from some."""
-    rows = sample_rows(part.weight, n_rows)
-    gram = in_search_dtype(part.moments.gram())
-    losses = [scaled_loss(rows, gram, s, part.settings, part.group_size) for s in candidates]
-    return len(part.weight) / len(rows) * np.array(losses)
 
 
 def to_powers_of_two(scales: torch.Tensor) -> torch.Tensor:

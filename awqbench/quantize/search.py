@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +14,8 @@ from awqbench.errors import ParameterError
 from awqbench.model_experts import name_in_model
 from awqbench.progress import progress_bar
 from awqbench.quantize.dense import is_quantized
+from awqbench.quantize.device import AUTO, chosen_device, own_device
+from awqbench.quantize.device_memory import lack_of_memory_named, largest_need
 from awqbench.quantize.mixed import choose_linears, round_linears
 from awqbench.quantize.rule_checks import check_rules
 from awqbench.quantize.scales_shared import shared_scales
@@ -84,6 +87,7 @@ def search(
     *,
     objective: str = "statistics",
     tokens: np.ndarray | None = None,
+    device: str = AUTO,
     **changes,
 ) -> SearchResult:
     """Search channel scales, ranges and rounding for every linear from statistics.
@@ -100,6 +104,9 @@ def search(
         `tokens` for every alpha; for comparison, it is many times slower.
     tokens : (n, seq) ndarray of int64, optional
         For ``objective="block"``.
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` is a GPU where torch finds one. Last bits
+        depend on it. The parents of ``objective="block"`` run on the CPU.
     **changes
         Fields of `Settings`, such as ``bits=3, group_size=64, rounding="gptq"``.
 
@@ -115,9 +122,14 @@ def search(
         If the group size does not divide a linear's in_features; before any search.
     NonFiniteError
         If statistics are not finite and the settings say "raise".
+    DeviceError
+        If `device` is not there.
+    MemoryLimitError
+        If the memory of a GPU does not suffice.
     """
     settings = make_settings(settings, **changes)
-    blocks = search_blocks(ckpt, stats, settings, objective=objective, tokens=tokens)
+    how = {"objective": objective, "tokens": tokens, "device": device}
+    blocks = search_blocks(ckpt, stats, settings, **how)
     return collect_result(settings, [block._replace(effective={}) for block in blocks])
 
 
@@ -138,6 +150,7 @@ def search_blocks(
     *,
     objective: str = "statistics",
     tokens: np.ndarray | None = None,
+    device: str = AUTO,
 ) -> Iterator[BlockResult]:
     """Search block by block; parameters and errors are those of `search`.
 
@@ -158,6 +171,7 @@ def search_blocks(
             "objective='block' is AutoAWQ's way, which has one setting for all linears; leave out "
             "the rules, or the objective."
         )
+    target = own_device(chosen_device(device))
     scales_of = iter([{}] * stats.n_blocks)
     if objective == "block":
         from awqbench.quantize.block_objective import block_scales
@@ -168,7 +182,12 @@ def search_blocks(
         records = stats.block(i)
         name = stats.block_name(i)
         weights = block_weights(ckpt, records, name)
-        yield search_block(records, weights, settings, name=name, scales=scales)
+        need = partial(largest_need, records, {p: len(w) for p, w in weights.items()}, settings)
+        with lack_of_memory_named(target, need, name=name):
+            found = search_block(
+                records, weights, settings, name=name, scales=scales, device=target
+            )
+        yield found
 
 
 def make_settings(settings: Settings | None, **changes) -> Settings:
@@ -223,6 +242,7 @@ def search_block(
     *,
     name: str,
     scales: dict[str, ScaleChoice] | None = None,
+    device: torch.device | str = "cpu",
 ) -> BlockResult:
     """Choose, round and measure every linear of a block, without folding.
 
@@ -235,31 +255,35 @@ def search_block(
         Path of the block.
     scales : dict of str to ScaleChoice, optional
         Scales chosen elsewhere, by site.
+    device : torch.device or str
+        To search on, one site at a time.
 
     Returns
     -------
     BlockResult
+        On the CPU.
     """
     import torch
 
     result = BlockResult(name, {}, {}, [], [])
     weights = {path: w for path, w in weights.items() if is_quantized(path, w, settings, name)}
-    scales = (scales or {}) | shared_scales(records, weights, settings, name=name)
+    scales = (scales or {}) | shared_scales(records, weights, settings, name=name, device=device)
     for site, moments in records:
         mine = {path: weights[path] for path in site.linears if path in weights}
         if not mine:
             continue
         given = scales.get(site.name)
-        choice = choose_linears(site, moments, mine, settings, block=name, scales=given)
+        near = moments.to(device)
+        choice = choose_linears(site, near, mine, settings, block=name, scales=given)
         scaled = {path: weight * choice.channel_scales for path, weight in mine.items()}
-        rounded = round_linears(choice, moments, scaled, settings, name=name)
+        rounded = round_linears(choice, near, scaled, settings, name=name)
         result.choices[site.name] = choice
         result.curves.extend(curve_rows(site, choice))
         for path, linear in rounded.items():
             effective = torch.from_numpy(linear.packed.dequantize()) / choice.channel_scales
             result.effective[path] = effective
             own = settings.for_linear(f"{name}.{path}")
-            error = measure(mine[path], effective, moments, own)
+            error = measure(mine[path], effective, near, own)
             row = linear_row(site, path, choice, linear, error)
             result.rows.append(row | {"alarm": alarms(row, site, choice, moments)})
     return result

@@ -3,6 +3,12 @@
 Everything is decided from the weights and the statistics of the site's input. Dividing
 rows of a weight by a factor commutes with quantizing them, so the errors here are of the
 effective weight Q(W s) / s, whether the scales are folded into the model or not.
+
+Everything with N x K or K x K numbers is computed on the device of the moments, to which weights
+are moved from wherever they are; what was chosen comes back to the CPU, where it is folded,
+rounded by the NumPy grid, and packed. On a GPU last bits differ from those of a CPU, and with
+them now and then a choice between two grid points that are equally good; this has been tested
+on a stand-in for a GPU, not on a real one.
 """
 
 from __future__ import annotations
@@ -39,6 +45,7 @@ class SiteChoice(NamedTuple):
     Parameters
     ----------
     channel_scales : (K,) torch.Tensor of float32
+        On the CPU, as all tensors here.
     scales : ScaleChoice or None
         The search's curve; None where scales could not or should not be searched.
     clips : dict of str to ClipChoice
@@ -82,6 +89,7 @@ def choose_site(
     ----------
     site : Site
     moments : SiteMoments
+        On the device to search on.
     weights : dict of str to (N, K) torch.Tensor of float32
         The linears that will be quantized.
     settings : Settings
@@ -115,6 +123,7 @@ def choose_site(
         # What other sites share with this one is folded into their norm all the same.
         channel_scales = identity if scales is None else scales.channel_scales
         return SiteChoice(channel_scales, None, {}, n_bad, is_plain=True)
+    weights = {path: weight.to(moments.device) for path, weight in weights.items()}
     own_scales = settings.scales == "awq" and site.prev_op is not None and not site.shares
     if scales is None and own_scales:
         mean_abs = torch.where(bad, torch.nan, moments.mean_abs())
@@ -124,12 +133,12 @@ def choose_site(
     clips = {}
     if settings.clip:
         group_size = settings.group_size_for(site.in_features, name=name)
-        split = channel_scales.reshape(-1, group_size)
+        s = channel_scales.to(moments.device)
+        split = s.reshape(-1, group_size)
         blocks = moments.diagonal_blocks(group_size) / (split[:, :, None] * split[:, None, :])
-        clips = {
-            path: search_clip(weight * channel_scales, blocks, settings, group_size=group_size)
-            for path, weight in weights.items()
-        }
+        for path, weight in weights.items():
+            clip = search_clip(weight * s, blocks, settings, group_size=group_size)
+            clips[path] = clip._replace(shrink=clip.shrink.cpu())
     return SiteChoice(channel_scales, scales, clips, n_bad)
 
 
@@ -147,9 +156,10 @@ def round_site(
     ----------
     choice : SiteChoice
     moments : SiteMoments
+        On the device where GPTQ computes; plain rounding is NumPy's.
     weights : dict of str to (N, K) torch.Tensor of float32
-        With channel scales applied, and row factors where another site's scales are folded
-        into these rows.
+        On the CPU. With channel scales applied, and row factors where another site's scales are
+        folded into these rows.
     settings : Settings
     name : str
         Path of the block, for names and error texts.
@@ -170,7 +180,7 @@ def round_site(
         clip = choice.clips.get(path)
         if settings.rounding == "gptq" and not choice.is_plain:
             if factor is None:
-                s = choice.channel_scales
+                s = choice.channel_scales.to(moments.device)
                 factor = inverse_factor(moments.gram() / (s[:, None] * s))
             rounded[path] = _round_by_errors(weight, factor, clip, settings, name=full)
         else:
@@ -196,16 +206,16 @@ def _round_nearest(weight, clip, settings: Settings, *, name: str) -> RoundedLin
 
 def _round_by_errors(weight, factor, clip, settings: Settings, *, name: str) -> RoundedLinear:
     group_size = settings.group_size_for(weight.shape[1], name=name)
-    shrink = None if clip is None else clip.shrink
-    result = round_gptq(weight, factor, settings, group_size=group_size, shrink=shrink)
-    steps = result.steps.numpy()
+    device = factor.device
+    shrink = None if clip is None else clip.shrink.to(device)
+    result = round_gptq(weight.to(device), factor, settings, group_size=group_size, shrink=shrink)
+    codes, steps, zeros = (tensor.cpu().numpy() for tensor in result)
     if not np.isfinite(steps).all():
         raise OverflowCastError(
             f"{name} needs scales above {settings.scale_dtype}'s largest "
             f"({int((~np.isfinite(steps)).sum())} groups); store scales in bfloat16 or float32."
         )
-    zeros = result.zeros.numpy()
-    packed = _pack(result.codes.numpy(), steps, zeros, group_size, settings, name)
+    packed = _pack(codes, steps, zeros, group_size, settings, name)
     grouped = packed.codes.reshape(*zeros.shape, group_size)
     dead = (grouped == zeros[..., None]).all(axis=-1)
     alive = weight.unflatten(1, (-1, group_size)).abs().amax(dim=2).numpy() > 0
@@ -246,6 +256,7 @@ def measure(
     effective : (N, K) torch.Tensor of float32
         The weight that the quantized linear applies, scales taken out.
     moments : SiteMoments
+        On the device to compute on.
     settings : Settings
 
     Returns
@@ -253,6 +264,7 @@ def measure(
     LinearError
     """
     gram = in_search_dtype(moments.gram())
+    weight, effective = weight.to(gram.device), effective.to(gram.device)
     energy = max(float(output_error(weight, gram).double().sum()), 1e-30)
     loss = float(output_error(effective - weight, gram).double().sum())
     group_size = settings.group_size_for(weight.shape[1], name="weight")

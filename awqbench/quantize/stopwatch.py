@@ -56,3 +56,10 @@ def fixed_threads(threads: int | None) -> Iterator[None]:
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
+
+
+def own_threads() -> int:
+    """Return the number of threads that torch computes on here."""
+    import torch
+
+    return torch.get_num_threads()

@@ -7,12 +7,15 @@ there; its arguments are paths, numbers and dictionaries, so that any process ca
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.quantize.blocks import BlockFiles
-from awqbench.quantize.collect import check_block_weights
+from awqbench.quantize.chunk import check_block_weights
+from awqbench.quantize.device import own_device
+from awqbench.quantize.device_memory import lack_of_memory_named, largest_need
 from awqbench.quantize.fold_block import quantize_block
 from awqbench.quantize.settings import Settings
 from awqbench.quantize.stats import read_block
@@ -31,6 +34,7 @@ def run_block(
     stored_names: Mapping[str, str],
     settings: Mapping[str, Any],
     threads: int,
+    device: str = "cpu",
 ) -> int:
     """Search, fold and round one block, and write it, whole or not at all.
 
@@ -54,6 +58,8 @@ def run_block(
         ``Settings.as_dict()``.
     threads : int
         To compute on; see `fixed_threads`.
+    device : str
+        To search on; see `own_device`.
 
     Returns
     -------
@@ -64,16 +70,29 @@ def run_block(
     ------
     NonFiniteError, OverflowCastError, StatisticsError, OutputError
         As `quantize_block`, `read_block` and `BlockFiles.save`.
+    DeviceError
+        If this host has no such device.
+    MemoryLimitError
+        If the memory of its GPU does not suffice; says how much the block takes.
     """
-    watch = Stopwatch()
+    import torch
+
+    watch, target = Stopwatch(), own_device(device)
     with fixed_threads(threads):
         with watch("read"):
             ckpt = open_checkpoint(model)
             tensors = {path: ckpt.read(stored) for path, stored in stored_names.items()}
             check_block_weights(tensors, name)
             records = read_block(Path(statistics), i)
+            chosen = Settings(**settings)
+            rows = {p.removesuffix(".weight"): len(t) for p, t in tensors.items() if t.ndim == 2}
+            need = partial(largest_need, records, rows, chosen)
         with watch("search"):
-            done = quantize_block(tensors, records, Settings(**settings), name=name)
+            with lack_of_memory_named(target, need, name=name):
+                done = quantize_block(tensors, records, chosen, name=name, device=target)
+            if target.type == "cuda":
+                # Torch keeps what was freed; other processes may share the GPU.
+                torch.cuda.empty_cache()
             renamed = as_stored(done.tensors, stored_names, stored_prefix)
             done = done._replace(tensors=renamed)
         del tensors, records

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
+from uuid import uuid4
 
 from awqbench.errors import OutputError, ResumeError
 from awqbench.quantize.blocks import BlockFiles
-from awqbench.quantize.durable import is_intact, read_json, remove_sealed, seal, write_json
+from awqbench.quantize.durable import (
+    is_intact,
+    read_json,
+    remove_sealed,
+    seal,
+    sealed_facts,
+    write_json,
+)
 from awqbench.quantize.stats import block_file
+
+# What the bytes of a block's statistics depend on: of a run's identity, and of its facts.
+_STATISTICS_DEPEND_ON = ("model_digest", "calibration_digest", "routing", "dtype")
+_STATISTICS_COMPUTED_WITH = ("threads", "batch_size", "sketch")
 
 
 class WorkFolder:
@@ -25,6 +39,9 @@ class WorkFolder:
 
     Attributes
     ----------
+    files_path : Path
+        Where blocks, statistics and hidden states lie: a folder of its own for each run that
+        began anew. A worker that nobody stopped may still write for the run before.
     blocks : BlockFiles
     facts : dict
         What the run computes with; empty for a new run until `settle`.
@@ -46,7 +63,8 @@ class WorkFolder:
         self.result_path = self.path / "result"
         self.identity, self.facts = identity, {}
         self.resume = resume
-        self.blocks = BlockFiles(self.path)
+        self.files_path = self.path / f"run-{uuid4().hex[:8]}"
+        self.blocks = BlockFiles(self.files_path)
         self.damaged: list[int] = []
         self.resumed_blocks = 0
         self._lock = None
@@ -85,7 +103,7 @@ class WorkFolder:
     def _take_over(self) -> None:
         record = self.path / "run.json"
         before = read_json(record)
-        if before is not None and self.resume:
+        if before is not None and "files" in before and self.resume:
             if before["identity"] != self.identity:
                 changed = _difference(before["identity"], self.identity)
                 raise ResumeError(
@@ -93,20 +111,26 @@ class WorkFolder:
                     "with those settings, or start anew with resume=False (--no-resume)."
                 )
             self.facts = before["facts"]
+            self.files_path = self.path / before["files"]
+            self.blocks = BlockFiles(self.files_path)
         else:
             for path in self.path.iterdir():
-                if path.name != "lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in self.path.glob(".*.partial"):
-            path.unlink()
+                if path.is_dir():  # a worker that nobody stopped may still write into it
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != "lock":
+                    path.unlink()
         shutil.rmtree(self.result_path, ignore_errors=True)
+        self.files_path.mkdir(exist_ok=True)
+        for path in self.files_path.glob(".*.partial"):
+            path.unlink(missing_ok=True)
         self._write_record()
-        n_blocks = 1 + max((int(p.stem[6:]) for p in self.path.glob("block-*.json")), default=-1)
+        blocks = self.files_path.glob("block-*.json")
+        n_blocks = 1 + max((int(p.stem[6:]) for p in blocks), default=-1)
         self.damaged = self.blocks.remove_damaged(n_blocks)
         self.resumed_blocks = sum(self.blocks.has(i) for i in range(n_blocks))
 
     def settle(self, facts: dict) -> None:
-        """Note what a new run computes with: threads, batch size, sketch.
+        """Note what a new run computes with: threads, device, batch size, sketch.
 
         A run that goes on keeps those it began with, so that it ends with the same bytes.
         """
@@ -114,16 +138,33 @@ class WorkFolder:
             self.facts = facts
             self._write_record()
 
+    def amend(self, facts: dict) -> None:
+        """Note other facts in place of some of the run's, which nothing depends on yet."""
+        self.facts = self.facts | facts
+        self._write_record()
+
     def _write_record(self) -> None:
-        write_json(self.path / "run.json", {"identity": self.identity, "facts": self.facts})
+        record = {"identity": self.identity, "facts": self.facts, "files": self.files_path.name}
+        write_json(self.path / "run.json", record)
 
     def seal_stats(self, folder: Path, i: int) -> None:
-        """Note that the statistics of a block are on disk, and their digest."""
-        seal(folder / block_file(i))
+        """Note that the statistics of a block are on disk, their digest, and what they are of."""
+        seal(folder / block_file(i), of=self._statistics_of())
 
     def has_stats(self, folder: Path, i: int) -> bool:
-        """Tell whether the statistics of a block are there as they were sealed."""
-        return (folder / block_file(i)).is_file() and is_intact(folder / block_file(i))
+        """Tell whether the statistics of a block are there, this run's and as they were sealed.
+
+        A folder to keep may hold those of another text.
+        """
+        path = folder / block_file(i)
+        facts = sealed_facts(path)
+        return facts is not None and facts.get("of") == self._statistics_of() and is_intact(path)
+
+    def _statistics_of(self) -> str:
+        """Return a digest of all that the bytes of a block's statistics depend on."""
+        of = {key: self.identity.get(key) for key in _STATISTICS_DEPEND_ON}
+        of |= {key: self.facts.get(key) for key in _STATISTICS_COMPUTED_WITH}
+        return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
 
     def drop_stats(self, folder: Path, i: int) -> None:
         """Remove the statistics of a finished block."""

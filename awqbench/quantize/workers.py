@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-from awqbench.cluster import open_client, result_of, wait_for_any, workers_alive
+from awqbench.cluster import open_client, result_of, run_tasks, wait_for_any, workers_alive
 from awqbench.quantize.queue import Arguments, SerialQueue
 from awqbench.quantize.task import run_block
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from awqbench.cluster import Client, Future
+    from awqbench.quantize.collect import Spread
     from awqbench.quantize.queue import BlockQueue
 
 # Blocks that wait for a worker beside those that are searched: their statistics are on disk.
@@ -35,6 +37,16 @@ class WorkerQueue:
     def __init__(self, client: Client, arguments: Arguments):
         self._client, self._arguments = client, arguments
         self._under_way: dict[Future, int] = {}
+
+    def spread(self) -> Spread | None:
+        """Return what shares tasks among the workers, None if there is but one.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler is gone.
+        """
+        return _spread_of(self._client)
 
     def submit(self, i: int) -> None:
         """Take block `i`; waits while every worker is busy and another block waits.
@@ -108,8 +120,31 @@ def queue_on(
     ClusterError, ParameterError
         As `awqbench.cluster.open_client`.
     """
+    with _client_on(workers, scheduler) as client:
+        yield SerialQueue if client is None else partial(WorkerQueue, client)
+
+
+@contextmanager
+def spread_on(workers: int | None, scheduler: str | None) -> Iterator[Callable[[], Spread | None]]:
+    """Give what says who shares tasks, as `BlockQueue.spread`, where no block is searched.
+
+    Parameters and errors are those of `queue_on`.
+    """
+    with _client_on(workers, scheduler) as client:
+        yield lambda: None if client is None else _spread_of(client)
+
+
+@contextmanager
+def _client_on(workers: int | None, scheduler: str | None) -> Iterator[Client | None]:
     if scheduler is None and (workers is None or workers == 1):
-        yield SerialQueue
+        yield None
         return
     with open_client(workers, scheduler) as client:
-        yield lambda arguments: WorkerQueue(client, arguments)
+        yield client
+
+
+def _spread_of(client: Client) -> Spread | None:
+    if workers_alive(client, "statistics of the next block") < 2:
+        return None
+    # Before the searches that wait: with what these leave the next search begins.
+    return partial(run_tasks, client, priority=1)

@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 import awqbench.bench.gemm_bench as gemm_bench
 from awqbench.bench.gemm_bench import (
     bench_gemm,
+    choose_paths,
     measure_gemm,
     prepare_paths,
     time_case,
@@ -239,6 +241,33 @@ def test_shares_of_the_roofline_from_made_up_numbers():
     assert row["roofline_fraction"] == max(row["fraction_of_read"], row["fraction_of_peak"])
 
 
+@pytest.mark.parametrize(
+    ("arithmetic", "rate"), [("float32", 100.0), ("bfloat16", 400.0), ("int8", 700.0)]
+)
+def test_the_bound_is_of_a_path_s_own_arithmetic(arithmetic, rate):
+    path = Path("p", False, lambda packed, copies: [], arithmetic=arithmetic)
+    rates = {"read": 10.0, "float32": 100.0, "bfloat16": 400.0, "int8": 700.0}
+    row = figures(replace(CASE, tokens=1), path, Timing((1.0,)), rates, error=0.0)
+    # Reading takes longer than computing one token, and computing 3000 longer than reading.
+    assert row["bound_s"] == row["roofline_fraction"] == row["weight_bytes"] / 10e9
+    many = replace(CASE, tokens=3000)
+    row = figures(many, path, Timing((1.0,)), rates, error=0.0)
+    assert row["bound_s"] == pytest.approx(many.flop / rate / 1e9)
+    # Where bfloat16 has no instructions its product is slow, and float32 is the ceiling.
+    rates["bfloat16"] = 20.0
+    row = figures(many, path, Timing((1.0,)), rates, error=0.0)
+    rate = 100.0 if arithmetic == "bfloat16" else rate
+    assert row["bound_s"] == pytest.approx(many.flop / rate / 1e9)
+
+
+def test_paths_are_chosen_by_how_their_names_begin():
+    names = [path.name for path in choose_paths(["native", "torch int4"])]
+    assert names == ["native int16", "native float32", "native int8", "torch int4pack"]
+    assert len(choose_paths(None)) > 10
+    with pytest.raises(ParameterError, match="no path begins with 'nativ8'; there are numpy"):
+        choose_paths(["native", "nativ8"])
+
+
 def test_ratios_are_of_medians():
     rows = [
         made_up(samples=(1, 2, 9)),
@@ -254,7 +283,7 @@ def test_ratios_are_of_medians():
     [((1.0, 1.4), (1.0, 1.4), False), ((1.0, 1.6), (1.0, 1.0), True), ((1, 1), (1, 1.6), True)],
 )
 def test_noisy_runs_are_flagged(monkeypatch, samples, read, noisy):
-    def times(turns, *, rounds):
+    def times(turns, *, rounds, before_each, wake):
         assert list(turns) == ["probe read", "probe float32", "own"] and rounds == 2
         return {n: Timing(read if n == "probe read" else samples) for n in turns}
 
@@ -408,8 +437,11 @@ def test_the_command_prints_a_table_and_writes_record_and_figure(tmp_path):
 
 
 def test_the_command_gives_json():
-    result = CliRunner().invoke(app, [*ARGUMENTS, "--tokens", "1", "--json"])
-    assert json.loads(result.stdout)["benchmark"] == "gemm"
+    chosen = ["--path", "numpy", "--path", "NumPy"]
+    result = CliRunner().invoke(app, [*ARGUMENTS, "--tokens", "1", *chosen, "--json"])
+    record = json.loads(result.stdout)
+    assert record["benchmark"] == "gemm" and record["settings"]["paths"] == ["numpy", "NumPy"]
+    assert [row["path"] for row in record["rows"]] == ["numpy", "NumPy dense float32"]
 
 
 def test_ctrl_c_prints_what_was_measured(monkeypatch):

@@ -49,7 +49,8 @@ def gpu(monkeypatch):
     """Stand in for the GPU; returns what the benchmark was asked for."""
     asked = {}
     table = pd.DataFrame(gpu_rows())
-    table.attrs |= {"absent": {"gemlite float16": "gemlite is not installed"}, "is_complete": True}
+    absent = {"gemlite float16": "gemlite is not installed"}
+    table.attrs |= {"absent": absent, "failed": [], "is_complete": True}
 
     def bench_gemm(ceilings, **settings):
         asked.update(settings)
@@ -86,3 +87,12 @@ def test_wrong_and_unfinished_results_are_said(gpu):
     assert result.exit_code == 1 and "WRONG results: awqbench tiles float16" in result.output
     assert "time ran out" in result.output
     assert gpu["shapes"] == gpu_gemm.SHAPES[:1]
+
+
+def test_a_peer_that_rounds_more_is_said_and_a_kernel_that_fails_fails(gpu):
+    gpu["table"]["is_wrong"] = gpu["table"]["path"].str.startswith("humming")
+    result = CliRunner().invoke(app, [*ARGUMENTS, "--quick"])
+    assert result.exit_code == 0 and "WRONG results: humming float16" in result.output
+    gpu["table"].attrs["failed"] = ["awqbench direct float16"]
+    result = CliRunner().invoke(app, [*ARGUMENTS, "--quick"])
+    assert result.exit_code == 1 and "FAILED: awqbench direct float16" in result.output

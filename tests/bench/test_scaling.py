@@ -29,15 +29,18 @@ def test_the_round_with_the_least_total_counts():
 
 
 def test_speedups_and_what_bounds_them():
-    runs = pd.DataFrame(
-        {"model": "a", "workers": [0, 1, 2, 4], "total_s": [10.0, 8, 5, 4], "search_s": 8.0}
-    )
+    runs = pd.DataFrame({"model": "a", "workers": [0, 1, 2, 4], "total_s": [10.0, 8, 5, 4]})
+    runs = runs.assign(search_s=4.0, forward_s=3.0, statistics_s=1.0, chunks=3)
     table = speedups(runs, cores=16)
     assert table["speedup"].tolist() == [1, 1.25, 2, 2.5]
-    # The search by one worker 8 s, by two 4 s, by four 2 s: as long as the serial part.
-    assert table["ceiling"].tolist() == pytest.approx([1, 10 / 8, 10 / 4, 10 / 2])
-    assert set(table["limit"]) == {5}
-    assert speedups(runs, cores=2)["ceiling"].tolist() == pytest.approx([1, 1.25, 2, 2])
+    # One process has 2 s of its own beside the text's 4; one worker leaves it those 6. Two share
+    # the text and the search, 4 s each; of four, three have a chunk: 2 s and a third of the text.
+    assert table["ceiling"].tolist() == pytest.approx([1, 10 / 6, 10 / 4, 3])
+    assert table["limit"].tolist() == pytest.approx([3] * 4)
+    assert speedups(runs, cores=2)["ceiling"].tolist() == pytest.approx([1, 10 / 6, 2, 2])
+    # A text of one chunk is not shared, however many there are.
+    whole = speedups(runs.assign(chunks=1), cores=16)
+    assert whole["ceiling"].tolist() == pytest.approx([1, 10 / 6, 10 / 6, 10 / 6])
 
 
 def test_the_newest_run_of_the_largest_model_is_told():

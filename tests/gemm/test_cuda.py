@@ -20,7 +20,7 @@ from awqbench.errors import (
     ParameterError,
 )
 from awqbench.formats.layouts.awq import write_linear
-from awqbench.gemm import cuda, cuda_awq, cuda_choice, cuda_nvrtc, gemm
+from awqbench.gemm import cuda, cuda_awq, cuda_choice, cuda_driver, cuda_nvrtc, gemm
 from awqbench.packed import quantize_weight
 from awqbench.quant_linear import QuantLinear
 
@@ -210,6 +210,10 @@ def test_refuses_what_it_cannot_multiply():
         cuda_awq.matmul(meta, awq)
     with pytest.raises(FormatError, match="contiguous"):
         cuda_awq.check_weight(awq._replace(qweight=torch.zeros(2, 256).int().T))
+    # Loads of 16 bytes at an address that is not a multiple would end the process's context.
+    shifted = torch.zeros(2 * 16 + 2, dtype=torch.float16)[2:].view(2, 16)
+    with pytest.raises(FormatError, match="no multiple of 16"):
+        cuda_awq.check_weight(awq._replace(scales=shifted))
     with pytest.raises(ParameterError, match="x is torch.float32"):
         cuda_awq.matmul(x.float(), awq)
     with pytest.raises(FormatError, match="qweight"):
@@ -221,11 +225,62 @@ def test_refuses_what_it_cannot_multiply():
 
 
 class _OnGpu:
-    device, dtype = torch.device("cuda", 0), torch.float32
+    device, dtype, requires_grad = torch.device("cuda", 0), torch.float32, False
+
+
+def test_a_gpu_that_is_too_old_is_left_to_torch(monkeypatch):
+    class Properties:
+        name, major, minor, multi_processor_count = "Tesla V100", 7, 0, 80
+
+    x = _OnGpu()
+    x.dtype = torch.float16
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    cuda.device_facts.cache_clear()
+    assert not cuda.takes(x)
+    with pytest.raises(BackendError, match=r"Tesla V100 has compute capability 7.0"):
+        cuda.device_facts(x.device)
+    Properties.minor = 5
+    try:
+        assert cuda.takes(x) and cuda.device_facts(x.device).arch == "75"
+        x.dtype = torch.bfloat16
+        assert not cuda.takes(x)
+    finally:
+        cuda.device_facts.cache_clear()
+
+
+def test_tokens_of_another_width_are_refused(monkeypatch):
+    """The kernels would read beyond the weight."""
+    gpu = FakeGpu(monkeypatch)
+    weight = cuda.to_device(CASES["plain"](), torch.device("cpu"))
+    gpu.launched.clear()
+    for shape in ((1, 264), (1, 1, 256), (256,)):
+        with pytest.raises(AlignmentError, match=r"takes \(M, 256\)"):
+            cuda.matmul(torch.zeros(shape, dtype=torch.float16), weight)
+    assert not gpu.launched
+
+
+def test_a_weight_is_laid_out_before_it_is_returned(monkeypatch):
+    """It is kept, and the next product may run on another stream."""
+    FakeGpu(monkeypatch)
+    waited = []
+    monkeypatch.setattr(cuda, "finish", lambda device: waited.append(device.type))
+    cuda.to_device(CASES["plain"](), torch.device("cpu"))
+    tensors = write_linear(quantize_weight(np.eye(16, 128), scale_dtype="float16"))
+    cuda_awq.to_tiles(cuda_awq.AwqWeight(*(tensors[n] for n in ("qweight", "qzeros", "scales"))))
+    assert waited == ["cpu", "cpu"]
+    monkeypatch.undo()
+
+    class Stream:
+        def synchronize(self):
+            waited.append("stream")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    cuda.finish(torch.device("cuda", 1))
+    assert waited[-1] == "stream"
 
 
 def test_without_a_driver_the_reason_is_given(monkeypatch):
-    monkeypatch.setattr(cuda, "_DRIVER_TRACES", ("/nowhere",))
+    monkeypatch.setattr(cuda_driver, "_TRACES", ("/nowhere",))
     cuda.why_absent.cache_clear()
     try:
         with pytest.raises(BackendError, match="no driver"):
@@ -233,6 +288,42 @@ def test_without_a_driver_the_reason_is_given(monkeypatch):
         assert gemm(torch.zeros(1, 256), CASES["plain"]()).shape == (1, 96)
     finally:
         cuda.why_absent.cache_clear()
+
+
+def test_a_program_that_the_driver_refuses_is_named(monkeypatch, tmp_path):
+    class Refused(RuntimeError):
+        pass
+
+    class FakeCupy:
+        class cuda:  # noqa: N801
+            class driver:  # noqa: N801
+                CUDADriverError = Refused
+
+        class RawModule:
+            def __init__(self, path):
+                self.path = path
+
+            def get_function(self, name):
+                return self
+
+            @property
+            def kernel(self):
+                if self.path.endswith("bad.cubin"):
+                    raise Refused("CUDA_ERROR_INVALID_IMAGE")
+                return f"function of {self.path}"
+
+    monkeypatch.setitem(sys.modules, "cupy", FakeCupy)
+    program = cuda.Program.of("sum_splits", BF16=0)
+    files = iter((tmp_path / "bad.cubin", "good.cubin"))
+    monkeypatch.setattr(cuda.cuda_build, "cubin_file", lambda *key: next(files))
+    cuda._kernel.cache_clear()
+    try:
+        with pytest.raises(BackendError, match=r"bad.cubin \(CUDA_ERROR_INVALID_IMAGE\)"):
+            cuda._kernel(program, "90a", 0)
+        assert cuda._kernel(program, "90a", 0) == "function of good.cubin"
+        assert cuda._kernel(program, "90a", 0) == "function of good.cubin"  # loaded once
+    finally:
+        cuda._kernel.cache_clear()
 
 
 def test_arguments_as_cupy_takes_them(monkeypatch):

@@ -75,8 +75,18 @@ def test_measured_choices_are_read_and_a_damaged_file_is_named(monkeypatch, tmp_
         cuda_choice.measured_file().write_text("{")
         with pytest.raises(FormatError, match="delete it"):
             cuda_choice.measured()
+        cuda_choice.measured_file().write_text("[1]")
+        with pytest.raises(FormatError, match="not a JSON object"):
+            cuda_choice.measured()
     finally:
         cuda_choice.measured.cache_clear()
+
+
+def test_a_measured_choice_is_found_by_its_text_or_passed_over():
+    spec = SPECS[4096, 4096]
+    for launch in cuda_choice.candidates(64, spec, **H200):
+        assert cuda_choice.named(str(launch.program), 64, spec, **H200) == launch
+    assert cuda_choice.named("w4a16_skinny OF=another version", 64, spec, **H200) is None
 
 
 def test_keys_gather_tokens_by_powers_of_two():

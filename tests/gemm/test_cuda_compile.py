@@ -14,20 +14,38 @@ import pytest
 from awqbench.errors import BackendError
 from awqbench.gemm import cuda_build, cuda_nvrtc, cuda_programs
 from awqbench.gemm.cuda_build import ARCHITECTURES, Program
+from awqbench.gemm.cuda_programs import Kind
 
 RECORD = Path(__file__).parents[2] / "data" / "records" / "cuda_compile.jsonl"
 # Of the 958 pairs of program and architecture. A prime, so that neighbours in the list, which
 # share an architecture or a kind, are told apart.
 EVERY = 19
+# Kinds that the record leaves out, bfloat16 tokens on a checkpoint of float16 scales first: of
+# their programs every 31st, and two of wgmma.
+OTHER_KINDS = (
+    Kind(4, True, 128, "float16"),
+    Kind(8, True, 128, "float16"),
+    Kind(4, False, 64, "float16"),
+    Kind(4, True, 32, "float32"),
+    Kind(8, False, 0, "float32"),
+)
 
 needs_nvrtc = pytest.mark.skipif(
     bool(cuda_nvrtc.why_absent()), reason=cuda_nvrtc.why_absent() or "NVRTC is there"
 )
 
 
+def other_jobs():
+    """Return some of the programs that the record leaves out, with their architectures."""
+    known = set(cuda_programs.matrix())
+    pairs = [(p, arch) for arch in ARCHITECTURES for p in cuda_programs.programs(arch, OTHER_KINDS)]
+    others = [pair for pair in pairs if pair not in known]
+    return others[::31] + [pair for pair in others if pair[0].kernel == "w4a16_wgmma"][::5]
+
+
 @pytest.fixture(scope="module")
 def built():
-    jobs = cuda_programs.matrix()[::EVERY]
+    jobs = [*cuda_programs.matrix()[::EVERY], *other_jobs()]
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda job: cuda_build.compile_program(*job), jobs))
     return dict(zip(jobs, results, strict=True))
@@ -48,6 +66,8 @@ def test_the_part_touches_every_kernel_and_architecture():
     part = cuda_programs.matrix()[::EVERY]
     assert {program.kernel for program, _ in part} == set(cuda_programs.KERNELS)
     assert {arch for _, arch in part} == set(ARCHITECTURES)
+    others = other_jobs()
+    assert {"w4a16_skinny", "w4a16_mma", "w4a16_wgmma"} <= {program.kernel for program, _ in others}
 
 
 def test_wgmma_is_for_sm_90a_and_bfloat16_from_sm_80():
@@ -99,6 +119,20 @@ def test_cubins_are_kept_until_something_changes(monkeypatch, tmp_path):
     monkeypatch.setenv("AWQBENCH_CACHE", str(blocked))
     with pytest.raises(BackendError, match="AWQBENCH_CACHE"):
         cuda_build.cubin_file(program, "80")
+
+
+@needs_nvrtc
+def test_a_gpu_newer_than_nvrtc_gets_ptx(monkeypatch, tmp_path):
+    monkeypatch.setenv("AWQBENCH_CACHE", str(tmp_path))
+    known = cuda_nvrtc.architectures()
+    assert {75, 80, 86, 89, 90, 100, 120} <= set(known) and list(known) == sorted(known)
+    monkeypatch.setattr(cuda_nvrtc, "architectures", lambda: (75, 80, 90))
+    program = Program.of("sum_splits", BF16=0)
+    file = cuda_build.cubin_file(program, "120")
+    assert file.name.startswith("sum_splits-compute_90-") and file.suffix == ".ptx"
+    assert ".target sm_90" in file.read_text() and cuda_build.cubin_file(program, "120") == file
+    assert cuda_build.cubin_file(program, "89").name.startswith("sum_splits-compute_80-")
+    assert cuda_build.cubin_file(program, "90a").suffix == ".cubin"
 
 
 def test_a_log_without_figures_is_an_error():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from gemm_cases import random_packed, relative_error
 
-from awqbench.bench import gpu_gemm
+from awqbench.bench import gpu_check
 from awqbench.errors import DeviceError
 from awqbench.gemm import cuda, gemm
 
@@ -25,7 +25,7 @@ def error(y, x, packed):
 
 
 def test_every_kernel_against_float64():
-    table = gpu_gemm.check_kernels("cuda:0")
+    table = gpu_check.check_kernels("cuda:0")
     assert not table["is_wrong"].any(), table[table["is_wrong"]]
 
 

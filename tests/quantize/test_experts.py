@@ -10,6 +10,7 @@ from tiny_experts import CONFIGS, N_EXPERTS, save_model
 import awqbench as ab
 from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.model import BlockRunner
+from awqbench.quantize.chunk import Sketching
 from awqbench.quantize.dense import keeps_dense
 from awqbench.quantize.experts import (
     coverage_lines,
@@ -21,6 +22,7 @@ from awqbench.quantize.experts import (
 from awqbench.quantize.fold import trace_sites
 from awqbench.quantize.fold_apply import Site, fold_scales, joined
 from awqbench.quantize.fold_prove import prove_folds
+from awqbench.quantize.memory import block_statistics
 from awqbench.quantize.moments import Moments, SiteMoments
 from awqbench.quantize.scales import ScaleChoice
 from awqbench.quantize.scales_shared import shared_scales, to_powers_of_two
@@ -312,19 +314,33 @@ def test_what_stays_dense():
     assert not keeps_dense("mlp.up_proj", (4304, 1152), "awq-gemm")
 
 
-def test_wide_experts_are_sketched_only_in_large_mixtures():
-    def sites(count, *widths):
-        return [Site(f"mlp.experts.{i}.{k}", ("x",), k) for i in range(count) for k in widths] + [
-            Site("mlp.shared_expert.up_proj", ("x",), 2048)
-        ]
+def widths(count, *of_each):
+    """Return K by site of a block with so many experts."""
+    names = {f"mlp.experts.{i}.{k}": k for i in range(count) for k in of_each}
+    return names | {"mlp.shared_expert.up_proj": 2048}
 
-    large = sites(128, 2048, 768)
-    assert [sketch_rows(site, large, 1024) for site in large[:2]] == [512, None]
-    assert sketch_rows(large[-1], large, 1024) is None
-    small = sites(8, 2048, 768)
-    assert sketch_rows(small[0], small, 1024) is None
-    mixtral = sites(8, 4096, 14336)
-    assert [sketch_rows(site, mixtral, 1024) for site in mixtral[:2]] == [1024, 1024]
+
+def test_wide_experts_are_sketched_only_in_large_mixtures():
+    large = sketch_rows(widths(128, 2048, 768), 1024)
+    assert large["mlp.experts.0.2048"] == large["mlp.experts.127.2048"] == 512
+    assert large["mlp.experts.0.768"] is None
+    assert large["mlp.shared_expert.up_proj"] is None
+    assert set(sketch_rows(widths(8, 2048, 768), 1024).values()) == {None}
+    mixtral = sketch_rows(widths(8, 4096, 14336), 1024)
+    assert set(mixtral.values()) == {1024, None}
+
+
+def test_the_memory_plan_knows_that_experts_are_sketched():
+    """Told and kept bytes agree; H of one gate_proj is made of its sketch in the search."""
+    kept, rebuilt = block_statistics(widths(128, 2048, 768), Sketching())
+
+    def nbytes(k, rows=None):
+        return sum(t.nbytes for t in Moments(k, sketch_rows=rows).tensors().values())
+
+    expected = 128 * (nbytes(2048, 512) + nbytes(768)) + nbytes(2048)
+    assert kept == pytest.approx(expected, rel=0.02)
+    assert rebuilt == 4 * 2048**2
+    assert block_statistics(widths(8, 2048, 768), Sketching())[1] == 0
 
 
 def test_names_of_a_file_that_calls_blocks_otherwise_stay():

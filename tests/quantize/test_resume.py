@@ -17,7 +17,7 @@ from awqbench.errors import OutputError, ResumeError
 from awqbench.quantize import task
 from awqbench.quantize.durable import write_durably
 
-TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (12, 24))
+TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (40, 12))  # two chunks
 OF_THE_RUN = ("finished", "times", "resumed_blocks", "damaged_blocks", "memory")
 KILLED = -signal.SIGKILL
 FULL = 3
@@ -130,11 +130,13 @@ def stopped_run(folder, out, monkeypatch, *, after=1):
         patch.setattr(task, "quantize_block", quantize_block)
         with pytest.raises(KeyboardInterrupt):
             ab.quantize(folder, out, tokens=TOKENS, group_size=32, threads=1)
-    return out.with_name(f".{out.name}.unfinished")
+    (files,) = out.with_name(f".{out.name}.unfinished").glob("run-*")
+    return files
 
 
 @pytest.mark.parametrize(
-    "file", ["block-00000.safetensors", "enters-00001.safetensors", "stats/block-00001.safetensors"]
+    "file",
+    ["block-00000.safetensors", "enters-00001-00001.safetensors", "stats/block-00001.safetensors"],
 )
 def test_what_is_damaged_on_disk_is_made_again(folder, expected, tmp_path, monkeypatch, file):
     out = tmp_path / "out"

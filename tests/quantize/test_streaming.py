@@ -8,9 +8,10 @@ from tiny_models import VOCABULARY, save_tiny_model
 
 import awqbench as ab
 from awqbench.errors import MemoryLimitError, ParameterError
-from awqbench.quantize import collect as calibrating
+from awqbench.quantize import collect
 from awqbench.quantize.activations import Activations
-from awqbench.quantize.collect import Calibration, Sketching
+from awqbench.quantize.chunk import Sketching, add_sums
+from awqbench.quantize.collect import Calibration
 from awqbench.quantize.memory import MemoryPlan, statistics_bytes
 from awqbench.quantize.moments import Moments
 from awqbench.quantize.queue import SerialQueue
@@ -36,8 +37,8 @@ def test_statistics_of_a_finished_block_are_dropped(folder, weights, tmp_path):
     seen = []
 
     def look(i, n_blocks, rows):
-        stats = tmp_path / ".out.unfinished" / "stats"
-        seen.append(sorted(p.name for p in stats.glob("*.safetensors")))
+        stats = (tmp_path / ".out.unfinished").glob("run-*/stats/*.safetensors")
+        seen.append(sorted(p.name for p in stats))
 
     ab.quantize(folder, tmp_path / "out", tokens=TOKENS, group_size=32, on_block=look)
     assert seen == [[], []]
@@ -55,6 +56,15 @@ def test_statistics_can_be_kept_and_used_again(folder, weights, tmp_path):
         assert (tmp_path / name / "model.safetensors").read_bytes() == weights
 
 
+def test_a_folder_with_statistics_of_another_text_is_not_taken_for_this_one(
+    folder, weights, tmp_path
+):
+    kept = tmp_path / "stats"
+    ab.quantize(folder, tmp_path / "a", tokens=TOKENS % 7, group_size=32, keep_stats=kept)
+    ab.quantize(folder, tmp_path / "b", tokens=TOKENS, group_size=32, keep_stats=kept)
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == weights
+
+
 def test_activations_on_disk_give_the_same_bytes(folder, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(MemoryPlan, "keeps_activations", False, raising=False)
     record = ab.quantize(folder, tmp_path / "out", tokens=TOKENS, group_size=32)
@@ -67,15 +77,17 @@ def test_spilled_activations_come_back_as_they_were(tmp_path, dtype):
     hidden = torch.randn(10, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     hidden[0, 0] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-40]).to(dtype)
     store = Activations(tmp_path, in_memory=False)
-    store.start(5, 10)
-    for batch in hidden.split(4):
-        store.put(batch)
+    for chunk, windows in enumerate(hidden.split(6)):
+        store.start(5, chunk, len(windows))
+        for batch in windows.split(4):
+            store.put(batch)
+        store.end()
     store.finish(5)
     later = Activations(tmp_path, in_memory=False)
-    assert later.saved_blocks() == [5]
+    assert later.saved_blocks(2) == [5]
     later.take_up(5)
-    for j, batch in enumerate(hidden.split(4)):
-        found = later.batch(j, 4 * j, 4 * j + 4)
+    for chunk, j, batch in ((0, 0, hidden[:4]), (0, 1, hidden[4:6]), (1, 0, hidden[6:])):
+        found = later.batch(chunk, j, 4 * j, 4 * j + 4)
         assert found.dtype == dtype
         assert torch.equal(found.view(torch.uint8), batch.contiguous().view(torch.uint8))
 
@@ -83,13 +95,30 @@ def test_spilled_activations_come_back_as_they_were(tmp_path, dtype):
 def test_only_the_inputs_of_one_block_lie_on_disk(tmp_path):
     store = Activations(tmp_path)
     for block in range(3):
-        store.start(block, 2)
-        store.put(torch.full((2, 1, 4), float(block)))
+        for chunk in range(2):
+            store.start(block, chunk, 2)
+            store.put(torch.full((2, 1, 4), float(block)))
+            store.end()
         store.finish(block)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "enters-00002.json",
-        "enters-00002.safetensors",
+        "enters-00002-00000.json",
+        "enters-00002-00000.safetensors",
+        "enters-00002-00001.json",
+        "enters-00002-00001.safetensors",
     ]
+
+
+def test_inputs_of_which_a_chunk_is_missing_or_damaged_are_not_taken_up(tmp_path):
+    store = Activations(tmp_path)
+    for block in range(4):
+        for chunk in range(2 if block != 1 else 1):
+            store.start(block, chunk, 2)
+            store.put(torch.full((2, 1, 4), float(block)))
+            store.end()
+    damaged = tmp_path / "enters-00002-00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert Activations(tmp_path).saved_blocks(2) == [0, 3]
+    assert sorted({p.name[:12] for p in tmp_path.iterdir()}) == ["enters-00000", "enters-00003"]
 
 
 def test_blocks_become_shards_without_a_second_copy(folder, weights, tmp_path, monkeypatch):
@@ -97,7 +126,7 @@ def test_blocks_become_shards_without_a_second_copy(folder, weights, tmp_path, m
     links = []
 
     def look(i, n_blocks, rows):
-        links.append(tmp_path / ".out.unfinished" / f"block-{i:05d}.safetensors")
+        links.extend((tmp_path / ".out.unfinished").glob(f"run-*/block-{i:05d}.safetensors"))
 
     inodes = []
     real = SerialQueue.close
@@ -128,6 +157,9 @@ def test_the_task_gives_the_same_whoever_runs_it(folder, weights, tmp_path):
     class Backwards:
         def __init__(self, arguments):
             self.arguments, self.waiting = arguments, []
+
+        def spread(self):
+            return None
 
         def submit(self, i):
             self.waiting.append(pickle.dumps((i, self.arguments(i))))
@@ -165,7 +197,7 @@ def test_sums_do_not_depend_on_who_makes_them(folder, tmp_path, monkeypatch):
     from awqbench.quantize.fold import trace_sites
     from awqbench.quantize.stats import read_block
 
-    monkeypatch.setattr(calibrating, "SUM_WINDOWS", 4)
+    monkeypatch.setattr(collect, "SUM_WINDOWS", 4)
     runner = BlockRunner(ab.open_checkpoint(folder))
     sites_of = trace_sites(runner)
 
@@ -182,20 +214,17 @@ def test_sums_do_not_depend_on_who_makes_them(folder, tmp_path, monkeypatch):
         assert torch.equal(tensors["gram"], total)
 
 
-def test_moments_merge_only_with_their_like():
-    from awqbench.errors import StatisticsError
-
+def test_the_sums_of_two_chunks_add_up_to_those_of_both():
     x = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
-    total, part, whole = Moments(8), Moments(8), Moments(8)
-    total.add(x[:13])
-    part.add(x[13:])
+    x[3, 2] = float("nan")
+    first, second, whole = Moments(8), Moments(8), Moments(8)
+    first.add(x[:13])
+    second.add(x[13:])
     whole.add(x)
-    total.merge(part)
-    torch.testing.assert_close(total.gram, whole.gram)
-    assert torch.equal(total.absmax, whole.absmax)
-    assert total.tokens == 30
-    with pytest.raises(StatisticsError, match="cannot add"):
-        total.merge(Moments(8, sketch_rows=4, block=4))
+    total = add_sums(add_sums([], [first.tensors()]), [second.tensors()])
+    for name, tensor in whole.tensors().items():
+        torch.testing.assert_close(total[0][name], tensor)
+    assert total[0]["counts"].tolist() == [29, 1]
 
 
 @pytest.mark.parametrize("max_memory", ["10MiB", 1000])

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from awqbench.inspect.doctor.findings import CARE, NO, Finding, gigabytes
 from awqbench.inspect.sizes import packed_bytes
-from awqbench.quantize.collect import BATCH_SIZE, SKETCH_ABOVE, Sketching
-from awqbench.quantize.memory import statistics_bytes
+from awqbench.quantize.chunk import BATCH_SIZE, SKETCH_ABOVE, Sketching
+from awqbench.quantize.memory import block_statistics
 
 if TYPE_CHECKING:
     from awqbench.formats.checkpoint import Checkpoint
@@ -109,9 +109,9 @@ def _block_sizes(ckpt: Checkpoint, anatomy: Anatomy, i: int) -> dict[str, int]:
         "linear_bytes": sum(info.nbytes for info in stored if info.name in names),
         "largest_linear": max((out * into for out, into in linears.values()), default=0),
         "widest": max((max(shape) for shape in linears.values()), default=0),
-        "statistics": sum(
-            statistics_bytes(linears[names[0]][1], Sketching()) for names in site_groups(linears)
-        ),
+        "statistics": block_statistics(
+            {names[0]: linears[names[0]][1] for names in site_groups(linears)}, Sketching()
+        )[0],
     }
 
 

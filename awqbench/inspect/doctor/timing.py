@@ -99,7 +99,7 @@ def time_one_block(runner: BlockRunner, group_size: int) -> TimeEstimate:
 
 
 def _moments_for(site: Site) -> Moments:
-    from awqbench.quantize.collect import SKETCH_ABOVE, SKETCH_ROWS
+    from awqbench.quantize.chunk import SKETCH_ABOVE, SKETCH_ROWS
     from awqbench.quantize.moments import Moments
 
     rows = SKETCH_ROWS if site.in_features > SKETCH_ABOVE else None
