@@ -130,6 +130,7 @@ struct State {
     QuantizeJob quantize;
     uint8_t* bad;
     const ExactJob* exact;
+    int64_t rows_at_once;  // made integers by one thread
     int64_t n_parts;  // of tokens, for each panel
     std::atomic<bool>* out_of_memory;
 };
@@ -143,8 +144,8 @@ const uint8_t* panel_bytes(const Weight& w, int64_t panel) {
 void quantize_item(void* context, int64_t item) {
     const State& s = *static_cast<State*>(context);
     QuantizeJob job = s.quantize;
-    job.first = item * 16;
-    job.stop = std::min(job.first + 16, s.count);
+    job.first = item * s.rows_at_once;
+    job.stop = std::min(job.first + s.rows_at_once, s.count);
     s.level->quantize[s.call->activations](job);
 }
 
@@ -229,9 +230,13 @@ bool make_tokens(State& s) {
     const int32_t activations = s.call->activations;
     const bool may_part = activations != kExact && can_part(*s.weight);
     const int threads = s.count * s.weight->in_features < kQuantizeAlone ? 1 : s.call->threads;
+    // Every thread has rows to make; in fours, which all levels read together or not at all.
+    const int64_t share = (s.count + threads - 1) / threads;
+    s.rows_at_once = std::max<int64_t>(4, std::min<int64_t>(16, (share + 3) / 4 * 4));
+    const int64_t shares = (s.count + s.rows_at_once - 1) / s.rows_at_once;
     for (int64_t parts = may_part && s.count <= kFewTokens ? 2 : 1;; ++parts) {
         if (!lay_out(s, parts)) return false;
-        run_items((s.count + 15) / 16, threads, s.call->parallel, quantize_item, &s);
+        run_items(shares, threads, s.call->parallel, quantize_item, &s);
         if (parts == 2 || !may_part || activations != kInt16 || !is_coarse(s)) return true;
     }
 }
