@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from awqbench.errors import ClusterError, ParameterError
 
@@ -124,7 +125,12 @@ def _same_environment_after() -> Iterator[None]:
 
 
 def run_tasks(
-    client: Client, function: Callable[[Any], Any], items: Iterable[Any], *, priority: int = 0
+    client: Client,
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    *,
+    priority: int = 0,
+    name: Callable[[Any], str] = lambda _: "",
 ) -> Iterator[tuple[Any, Any]]:
     """Run a function on each item and give results as they come.
 
@@ -136,6 +142,8 @@ def run_tasks(
     items : iterable
     priority : int
         Tasks of a higher one are begun first.
+    name : callable, optional
+        What an item's task is called by `tasks_of_workers`.
 
     Yields
     ------
@@ -149,13 +157,38 @@ def run_tasks(
     """
     from distributed import as_completed
 
-    futures = {client.submit(function, item, pure=False, priority=priority): item for item in items}
+    futures = {
+        client.submit(function, item, key=task_key(name(item)), priority=priority): item
+        for item in items
+    }
     try:
         for future in as_completed(list(futures)):
             yield futures[future], result_of(future, f"task {futures[future]!r}")
     finally:
         if client.status == "running":
             client.cancel(list(futures))
+
+
+def task_key(name: str) -> tuple[str, str, str]:
+    """Return a new key for a task, by which `tasks_of_workers` names it."""
+    return ("awqbench", name, uuid4().hex)
+
+
+def tasks_of_workers(client: Client) -> dict[str, list[str]]:
+    """Return the names of the tasks that each worker has, running or waiting there.
+
+    Empty where the scheduler does not answer: this is for looking at.
+    """
+    try:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        tasks = client.processing()
+    except (OSError, RuntimeError, KeyError):  # a timeout is an OSError
+        return {}
+    found = {}
+    for address, worker in workers.items():
+        keys = [key for key in tasks.get(address, ()) if isinstance(key, tuple)]
+        found[str(worker["name"])] = [key[1] for key in keys if key[0] == "awqbench"]
+    return found
 
 
 def workers_alive(client: Client, what: str) -> int:

@@ -39,7 +39,7 @@ WORDS = {
         "cpu": "| weight, 4 bits, groups of 128 | tokens | share of the ceiling | against torch's "
         "int4 | against bf16, unquantized | error |",
         "reading": "{share:.0%} of reading memory",
-        "products": "{share:.0%} of torch's best products",
+        "products": "{share:.0%} of torch's best {dtype} products",
         "activations": "{shape}, {activations} activations",
     },
     "zh": {
@@ -56,7 +56,7 @@ WORDS = {
         "cpu": "| 权重，4 位，每组 128 | token 数 | 占上限的比例 | 对比 torch 的 int4 | "
         "对比未量化的 bf16 | 误差 |",
         "reading": "内存读取速率的 {share:.0%}",
-        "products": "torch 最佳乘法速率的 {share:.0%}",
+        "products": "torch 最佳 {dtype} 乘法速率的 {share:.0%}",
         "activations": "{shape}，{activations} 激活",
         # By the English words: a question that changes is shown in English until translated.
         "per setting": "每组设置",
@@ -144,18 +144,21 @@ def measured_table(words: Mapping[str, str]) -> str:
 def cpu_table(words: Mapping[str, str]) -> str:
     """Return README's table of native products against torch's, from the newest record."""
     records = [json.loads(line) for line in GEMM.read_text().splitlines()]
-    record = [r for r in records if r["settings"]["bits"] == 4 and not r["peers"]][-1]
+    record = [r for r in records if r["settings"]["bits"] == 4 and not r["peers"] and _has_own(r)][
+        -1
+    ]
     lines = [words["cpu"], "|---|---|---|---|---|---|"]
     for activations in ("int16", "int8"):
         for row in record["rows"]:
             if row["path"] != f"native {activations}":
                 continue
             is_few = row["tokens"] <= 4
-            share = row["fraction_of_read" if is_few else "fraction_of_peak"]
+            share = row["roofline_fraction"]  # against the rate of the path's own arithmetic
+            dtype = {"int16": "bfloat16", "int8": "int8"}[activations]
             what = words["activations"].format(shape=row["shape"], activations=activations)
             lines.append(
                 f"| {what} | {row['tokens']} "
-                f"| {words['reading' if is_few else 'products'].format(share=share)} "
+                f"| {words['reading' if is_few else 'products'].format(share=share, dtype=dtype)} "
                 f"| {row['vs torch int4pack']:.2f} x | {row['vs torch dense bfloat16']:.2f} x "
                 f"| {row['rel_error']:.1e} |"
             )
@@ -166,6 +169,12 @@ def cpu_table(words: Mapping[str, str]) -> str:
         read=record["ceilings"]["read_gb_s"],
     )
     return "\n".join([*lines, "", where])
+
+
+def _has_own(record: Mapping) -> bool:
+    """Tell whether a record has the products of the table, against torch's."""
+    rows = [row for row in record["rows"] if row["path"] == "native int16"]
+    return bool(rows) and "vs torch int4pack" in rows[0] and rows[0]["shape"] == "4096x4096"
 
 
 def layouts_table(words: Mapping[str, str]) -> str:

@@ -1,16 +1,20 @@
 """Tasks on worker processes: lost workers, lost schedulers, errors of the tasks themselves."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from awqbench.cluster import open_client, run_tasks
+from awqbench.cluster import open_client, run_tasks, tasks_of_workers
 from awqbench.errors import ClusterError, FormatError, ParameterError
+from awqbench.progress import progress_bar, status_behind
+from awqbench.quantize.workers import status_of
 
 pytest.importorskip("distributed", reason="Dask is not installed")
 
@@ -69,6 +73,42 @@ def test_each_worker_is_a_process_with_its_share_of_threads(client):
 def test_an_error_of_a_task_keeps_its_class_and_text(client):
     with pytest.raises(FormatError, match="three is refused"):
         list(run_tasks(client, refuse_three, range(5)))
+
+
+def test_who_does_what_is_told_while_it_is_done(client):
+    assert tasks_of_workers(client) == {"0": [], "1": []}
+    done = run_tasks(client, nap, [2, 2, 2], name=lambda seconds: f"nap of {seconds} s")
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(list, done)
+        deadline = time.monotonic() + 20
+        while not all((told := tasks_of_workers(client)).values()):
+            assert time.monotonic() < deadline and told.keys() == {"0", "1"}
+        results.result()
+    assert {name for names in told.values() for name in names} == {"nap of 2 s"}
+    assert sum(map(len, told.values())) == 3
+    assert tasks_of_workers(client) == {"0": [], "1": []}
+
+
+def test_a_bar_shows_what_workers_do(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.delenv("AWQBENCH_QUIET", raising=False)
+    bar = progress_bar(range(2), "quantize", unit="block")
+    with status_behind(bar, lambda: status_of({"1": ["search of block 3"], "0": []}), every_s=0.01):
+        for _ in bar:
+            time.sleep(0.1)
+    assert "quantize:  50%" in sys.stderr.getvalue()
+    assert "0: idle, 1: search of block 3" in sys.stderr.getvalue()
+
+
+def test_nobody_is_asked_where_nobody_looks(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    bar = progress_bar(range(1), "quantize", unit="block")
+    with status_behind(bar, lambda: pytest.fail("asked"), every_s=0.001):
+        time.sleep(0.05)
 
 
 def test_a_task_whose_worker_died_is_run_again(client, tmp_path):

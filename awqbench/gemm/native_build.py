@@ -2,7 +2,8 @@
 
 The compiler is ``$CXX``, else c++, g++ or clang++, else the one in the `ziglang` package. The
 library lies in the user's cache folder under a digest of sources, flags, compiler and
-processor type. Processes that build at the same time do the same work, and the last one to
+processor type. This takes seconds; Zig, which first builds a C++ library of its own, took two
+minutes. Processes that build at the same time do the same work, and the last one to
 rename its library wins: no locks. Each source has the flags of its own instruction set, and
 the library picks one at run time.
 """

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from awqbench.errors import CalibrationTextError
-from awqbench.progress import progress_bar
+from awqbench.progress import progress_bar, status_behind
 from awqbench.quantize.activations import Activations
 from awqbench.quantize.chunk import BATCH_SIZE, Sketching
 from awqbench.quantize.collect import ALL_EXPERTS, Calibration
 from awqbench.quantize.stats import Stats, new_stats_folder, save_manifest
 from awqbench.quantize.stopwatch import fixed_threads, own_threads
 from awqbench.quantize.work import WorkFolder
-from awqbench.quantize.workers import spread_on, threads_of_a_share
+from awqbench.quantize.workers import queue_on, threads_of_a_share
 from awqbench.text import tokens_digest
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def calibrate(
     }
     threads = threads or threads_of_a_share(workers)
     with (
-        spread_on(workers, scheduler) as spread,
+        queue_on(workers, scheduler) as make_queue,
         WorkFolder(folder, identity, resume=resume) as work,
     ):
         work.settle({"threads": threads or own_threads(), "batch_size": batch_size})
@@ -122,15 +122,18 @@ def calibrate(
                 route_all_experts=route_all_experts,
             )
             wanted = range(runner.n_blocks)
+            queue = make_queue(lambda i: {})  # of its processes; no block is searched
             blocks = run.blocks(
                 wanted,
                 has=lambda i: work.has_stats(folder, i),
                 on_saved=lambda i: work.seal_stats(folder, i),
-                spread=spread,
+                spread=queue.spread,
             )
+            bar = progress_bar(blocks, "calibrate", unit="block", total=len(wanted))
             try:
-                for _ in progress_bar(blocks, "calibrate", unit="block", total=len(wanted)):
-                    pass
+                with status_behind(bar, queue.status):
+                    for _ in bar:
+                        pass
             finally:
                 activations.close()
         stats = save_manifest(folder, run.manifest())

@@ -20,7 +20,7 @@ from awqbench.quantize.chunk import (
     load_checked,
     run_chunk,
 )
-from awqbench.quantize.chunk_task import ChunkTask, run_chunk_task, take_sums
+from awqbench.quantize.chunk_task import ChunkTask, remove_sums, run_chunk_task, take_sums
 from awqbench.quantize.stats import FORMAT, save_block
 from awqbench.quantize.stopwatch import Stopwatch
 from awqbench.text import tokens_digest
@@ -116,6 +116,8 @@ class Calibration:
         if not wanted:
             return
         last = max(wanted)
+        if self._activations.folder is not None:
+            remove_sums(self._activations.folder)
         saved = [i for i in self._activations.saved_blocks(self.n_chunks) if i <= min(wanted)]
         start = max(saved, default=None)
         if start is not None:

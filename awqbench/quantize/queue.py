@@ -22,6 +22,9 @@ class BlockQueue(Protocol):
     def spread(self) -> Spread | None:
         """Return what runs other tasks on the queue's processes, None if it has but one."""
 
+    def status(self) -> str:
+        """Say who does what at present, for a line of progress; "" where that is plain."""
+
     def submit(self, i: int) -> None:
         """Take block `i`; may wait while many are under way, so that their files stay few."""
 
@@ -56,6 +59,10 @@ class SerialQueue:
 
     def spread(self) -> None:
         """Return None: there is this process alone."""
+
+    def status(self) -> str:
+        """Return "": the bar itself tells."""
+        return ""
 
     def submit(self, i: int) -> None:
         """Run the task of block `i`."""

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from awqbench.formats.checkpoint import Checkpoint
-from awqbench.progress import progress_bar
+from awqbench.progress import progress_bar, status_behind
 from awqbench.quantize.activations import Activations
 from awqbench.quantize.chunk import Sketching
-from awqbench.quantize.chunk_task import remove_sums
 from awqbench.quantize.collect import Calibration
 from awqbench.quantize.device import SearchDevice
 from awqbench.quantize.memory import budget_of, plan_memory
@@ -101,7 +100,6 @@ class Run:
         own = work.files_path / "stats"
         self._folder = new_stats_folder(keep_stats) if self._keeps else own
         own.mkdir(exist_ok=True)
-        remove_sums(work.files_path)
         self._activations = Activations(work.files_path, in_memory=plan.keeps_activations)
         self._calibration = Calibration(
             self._runner,
@@ -122,9 +120,11 @@ class Run:
         queue = make_queue(lambda i: self._arguments(work, i))
         try:
             blocks = self._finish(work, queue, set(ready))
-            for i in progress_bar(blocks, "quantize", unit="block", total=n_blocks):
-                if on_block is not None:
-                    on_block(i, n_blocks, work.blocks.facts(i)["rows"])
+            bar = progress_bar(blocks, "quantize", unit="block", total=n_blocks)
+            with status_behind(bar, queue.status):
+                for i in bar:
+                    if on_block is not None:
+                        on_block(i, n_blocks, work.blocks.facts(i)["rows"])
         finally:
             queue.close()
             if self._activations is not None:

@@ -6,12 +6,20 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from awqbench.cluster import open_client, result_of, run_tasks, wait_for_any, workers_alive
+from awqbench.cluster import (
+    open_client,
+    result_of,
+    run_tasks,
+    task_key,
+    tasks_of_workers,
+    wait_for_any,
+    workers_alive,
+)
 from awqbench.quantize.queue import Arguments, SerialQueue
 from awqbench.quantize.task import run_block
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from awqbench.cluster import Client, Future
     from awqbench.quantize.collect import Spread
@@ -59,8 +67,13 @@ class WorkerQueue:
         what = f"search of block {i}"
         while len(self._running()) >= workers_alive(self._client, what) + _WAITING:
             wait_for_any(self._running())
-        future = self._client.submit(run_block, i, pure=False, **self._arguments(i))
+        key = task_key(f"search of block {i}")
+        future = self._client.submit(run_block, i, key=key, **self._arguments(i))
         self._under_way[future] = i
+
+    def status(self) -> str:
+        """Say what each worker does, such as ``0: search of block 3, 1: idle``."""
+        return status_of(tasks_of_workers(self._client))
 
     def _running(self) -> list[Future]:
         return [future for future in self._under_way if not future.done()]
@@ -120,31 +133,30 @@ def queue_on(
     ClusterError, ParameterError
         As `awqbench.cluster.open_client`.
     """
-    with _client_on(workers, scheduler) as client:
-        yield SerialQueue if client is None else partial(WorkerQueue, client)
-
-
-@contextmanager
-def spread_on(workers: int | None, scheduler: str | None) -> Iterator[Callable[[], Spread | None]]:
-    """Give what says who shares tasks, as `BlockQueue.spread`, where no block is searched.
-
-    Parameters and errors are those of `queue_on`.
-    """
-    with _client_on(workers, scheduler) as client:
-        yield lambda: None if client is None else _spread_of(client)
-
-
-@contextmanager
-def _client_on(workers: int | None, scheduler: str | None) -> Iterator[Client | None]:
     if scheduler is None and (workers is None or workers == 1):
-        yield None
+        yield SerialQueue
         return
     with open_client(workers, scheduler) as client:
-        yield client
+        yield partial(WorkerQueue, client)
 
 
 def _spread_of(client: Client) -> Spread | None:
     if workers_alive(client, "statistics of the next block") < 2:
         return None
     # Before the searches that wait: with what these leave the next search begins.
-    return partial(run_tasks, client, priority=1)
+    return partial(run_tasks, client, priority=1, name=repr)
+
+
+def status_of(tasks: Mapping[str, Sequence[str]]) -> str:
+    """Say what workers do, from the names of their tasks; those that wait are counted.
+
+    Examples
+    --------
+    >>> status_of({"0": ["search of block 3", "search of block 4"], "1": []})
+    '0: search of block 3 (+1), 1: idle'
+    """
+    said = []
+    for worker, names in sorted(tasks.items()):
+        waiting = f" (+{len(names) - 1})" if len(names) > 1 else ""
+        said.append(f"{worker}: {names[0] if names else 'idle'}{waiting}")
+    return ", ".join(said)

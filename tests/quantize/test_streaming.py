@@ -161,6 +161,9 @@ def test_the_task_gives_the_same_whoever_runs_it(folder, weights, tmp_path):
         def spread(self):
             return None
 
+        def status(self):
+            return ""
+
         def submit(self, i):
             self.waiting.append(pickle.dumps((i, self.arguments(i))))
 
