@@ -179,6 +179,23 @@ def load_tokenizer(ckpt):
         ) from error
 
 
+def checked_tokens(tokens: np.ndarray) -> np.ndarray:
+    """Return token ids as (n, seq) int64.
+
+    Raises
+    ------
+    CalibrationTextError
+        If they are not that.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
+        raise CalibrationTextError(
+            f"tokens are {tokens.dtype} of shape {tokens.shape}; expected (n_samples, seq_len) "
+            "integers with at least one window, as text_tokens() gives them."
+        )
+    return tokens.astype(np.int64, copy=False)
+
+
 def tokens_digest(tokens: np.ndarray) -> str:
     """Return the SHA-256 of token ids and their shape, the identity of a text."""
     tokens = np.ascontiguousarray(tokens, dtype="<i8")

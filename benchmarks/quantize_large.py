@@ -28,7 +28,7 @@ from awqbench.bench.records import append_record, make_record, require_appendabl
 from awqbench.bench.synthetic import MODELS, linear_shapes
 from awqbench.formats.writer import CheckpointWriter
 from awqbench.inspect.doctor import predict_seconds
-from awqbench.quantize.cost import block_operations
+from awqbench.quantize.run.cost import block_operations
 from awqbench.sizes import GIB, parse_bytes
 
 RECORDS = Path(__file__).parents[1] / "data" / "records" / "quantize_large.jsonl"

@@ -26,14 +26,14 @@ from awqbench.bench.machine import machine_record
 from awqbench.bench.timing import ReadProbe
 from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.model import BlockRunner
-from awqbench.quantize.block_objective import (
+from awqbench.quantize.calibrate import calibrate
+from awqbench.quantize.choices.block_objective import (
     _keep_calls,
     is_searched,
     parent_of,
     search_by_output,
 )
-from awqbench.quantize.calibrate import calibrate
-from awqbench.quantize.rounding import grid_of, group_ranges, quantization_error
+from awqbench.quantize.choices.rounding import grid_of, group_ranges, quantization_error
 from awqbench.quantize.search import block_weights, make_settings, search_block
 
 SEQ_LEN = 512

@@ -29,11 +29,11 @@ from awqbench.bench.records import append_record, make_record, require_appendabl
 from awqbench.bench.run_results import result_digests
 from awqbench.bench.scaling import best_rounds, speedups
 from awqbench.cluster import open_client, run_tasks
-from awqbench.quantize.chunk import SUM_WINDOWS
-from awqbench.quantize.queue import SerialQueue
-from awqbench.quantize.run import MakeQueue
-from awqbench.quantize.task import run_block
-from awqbench.quantize.workers import WorkerQueue
+from awqbench.quantize.run.loop import MakeQueue
+from awqbench.quantize.run.queue import SerialQueue
+from awqbench.quantize.run.task import run_block
+from awqbench.quantize.run.workers import WorkerQueue
+from awqbench.quantize.statistics.chunk import SUM_WINDOWS
 
 RECORDS = Path(__file__).parents[1] / "data" / "records" / "workers.jsonl"
 SHAPED = "0.6b"

@@ -14,7 +14,7 @@ import pytest
 from awqbench.cluster import open_client, run_tasks, tasks_of_workers
 from awqbench.errors import ClusterError, FormatError, ParameterError
 from awqbench.progress import progress_bar, status_behind
-from awqbench.quantize.workers import status_of
+from awqbench.quantize.run.workers import status_of
 
 pytest.importorskip("distributed", reason="Dask is not installed")
 

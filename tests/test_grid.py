@@ -22,7 +22,7 @@ from awqbench.grid import (
 )
 from awqbench.numerics import LIMITS, round_to
 from awqbench.packed import quantize_weight
-from awqbench.quantize.rounding import grid_of, group_ranges, quantization_error
+from awqbench.quantize.choices.rounding import grid_of, group_ranges, quantization_error
 from awqbench.quantize.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -53,7 +53,7 @@ def test_the_maths_needs_numpy_alone(name):
         "pass",
         "ab.gemm; ab.quantize",
         "import awqbench.gemm.layout, awqbench.quantize.settings",
-        "from awqbench.gemm.numpy_ import matmul; from awqbench.quantize import table",
+        "from awqbench.gemm.numpy_ import matmul; from awqbench.quantize.choices import table",
         "ab.available_backends; ab.Settings; ab.search; ab.QuantLinear",
     ],
 )

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from awqbench.quantize.publish import RECORD
+from awqbench.quantize.run.publish import RECORD
 
 # What the record says of a run and not of its result, as `awqbench.quantize` documents.
 OF_THE_RUN = ("finished", "times", "resumed_blocks", "damaged_blocks", "memory")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from awqbench.errors import OutputError
-from awqbench.quantize.publish import RECORD
-from awqbench.quantize.work import work_path
+from awqbench.quantize.run.publish import RECORD
+from awqbench.quantize.run.work import work_path
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -46,7 +46,7 @@ def calibrate(
 ) -> None:
     """Collect statistics of a model on a text, once, for every later quantization."""
     import awqbench as ab
-    from awqbench.quantize.experts import coverage_lines, expert_coverage
+    from awqbench.quantize.statistics.experts import coverage_lines, expert_coverage
 
     ckpt = ab.open_checkpoint(model)
     ckpt.require_full_precision()
@@ -115,8 +115,8 @@ def quantize(
 ) -> None:
     """Quantize a model; a run that is stopped goes on when called again."""
     import awqbench as ab
-    from awqbench.quantize.experts import coverage_lines, coverage_of_run
-    from awqbench.quantize.publish import RECORD
+    from awqbench.quantize.run.publish import RECORD
+    from awqbench.quantize.statistics.experts import coverage_lines, coverage_of_run
     from awqbench.report.parameters import parse_settings
 
     ckpt = ab.open_checkpoint(model)

@@ -11,17 +11,17 @@ import numpy as np
 
 from awqbench.errors import ParameterError
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
+from awqbench.quantize.choices.site import choose_site
+from awqbench.quantize.choices.table import as_frame
 from awqbench.quantize.search import block_weights, search_block
 from awqbench.quantize.settings import Settings
-from awqbench.quantize.site import choose_site
-from awqbench.quantize.stats import SiteRecord, Stats, load_stats
-from awqbench.quantize.table import as_frame
+from awqbench.quantize.statistics.stats import SiteRecord, Stats, load_stats
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from awqbench.quantize.scales import ScaleChoice
+    from awqbench.quantize.choices.scales import ScaleChoice
 
 # Bins of the histogram in a factor of two.
 _BINS_PER_OCTAVE = 2

@@ -78,7 +78,7 @@ def peer_weight_magnitude(
     """Return each channel's mean of ``|w| / max |w|`` over its groups, as the peers do.
 
     A group that the cast has made zero gives 0 / 0. Newer AutoAWQ adds 1e-6 below; ours is
-    `awqbench.quantize.scales.weight_magnitude`.
+    `awqbench.quantize.choices.scales.weight_magnitude`.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def peer_normalise(
 
     The product leaves float16's range when the scales are above 256, or one of them is
     infinite; all finite scales then become 0, which the repair does not see. Ours is
-    `awqbench.quantize.scales.normalise`.
+    `awqbench.quantize.choices.scales.normalise`.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def compare_normalisers(
 
 
 def _candidate(mean_abs, magnitude, alpha: float, formula: str, dtype: str) -> torch.Tensor:
-    from awqbench.quantize.scales import candidate_scales
+    from awqbench.quantize.choices.scales import candidate_scales
 
     if formula == OURS:
         return candidate_scales(mean_abs, magnitude, alpha, None)

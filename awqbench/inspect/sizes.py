@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from awqbench.formats.checkpoint import Checkpoint
     from awqbench.formats.headers import TensorInfo
-    from awqbench.quantize.stats import Stats
+    from awqbench.quantize.statistics.stats import Stats
 
 
 class WeightSize(NamedTuple):

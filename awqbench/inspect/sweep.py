@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from awqbench.formats.checkpoint import Checkpoint
-    from awqbench.quantize.stats import Stats
+    from awqbench.quantize.statistics.stats import Stats
 
 # What each method's name in tables and figures means for the search.
 METHODS: dict[str, dict] = {
@@ -175,7 +175,7 @@ def sweep(
 
     from awqbench.formats.checkpoint import open_checkpoint
     from awqbench.quantize.fake import fake_quantized
-    from awqbench.quantize.stats import load_stats
+    from awqbench.quantize.statistics.stats import load_stats
 
     ckpt, stats = open_checkpoint(ckpt), load_stats(stats)
     settings = [Setting(*item) for item in product(bits, group_sizes, methods)]

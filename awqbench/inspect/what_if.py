@@ -18,11 +18,16 @@ from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
 from awqbench.inspect.decode_bound import DecodeBound, decode_bound
 from awqbench.inspect.parallel.plan import TP_SIZES, plan_tensor_parallel
 from awqbench.inspect.placement.module_bytes import predicted_model
-from awqbench.quantize.clip import search_clip
-from awqbench.quantize.gptq import inverse_factor
-from awqbench.quantize.rounding import grid_of, group_ranges, output_error, quantization_error
+from awqbench.quantize.choices.clip import search_clip
+from awqbench.quantize.choices.gptq import inverse_factor
+from awqbench.quantize.choices.rounding import (
+    grid_of,
+    group_ranges,
+    output_error,
+    quantization_error,
+)
 from awqbench.quantize.settings import Settings
-from awqbench.quantize.stats import SiteRecord, Stats, load_stats
+from awqbench.quantize.statistics.stats import SiteRecord, Stats, load_stats
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from awqbench.errors import CalibrationTextError
 from awqbench.progress import progress_bar, status_behind
-from awqbench.quantize.activations import Activations
-from awqbench.quantize.chunk import BATCH_SIZE, Sketching
-from awqbench.quantize.collect import ALL_EXPERTS, Calibration
-from awqbench.quantize.stats import Stats, new_stats_folder, save_manifest
+from awqbench.quantize.run.work import WorkFolder
+from awqbench.quantize.run.workers import queue_on, threads_of_a_share
+from awqbench.quantize.statistics.activations import Activations
+from awqbench.quantize.statistics.chunk import BATCH_SIZE, Sketching
+from awqbench.quantize.statistics.collect import ALL_EXPERTS, Calibration
+from awqbench.quantize.statistics.stats import Stats, new_stats_folder, save_manifest
 from awqbench.quantize.stopwatch import fixed_threads, own_threads
-from awqbench.quantize.work import WorkFolder
-from awqbench.quantize.workers import queue_on, threads_of_a_share
-from awqbench.text import tokens_digest
+from awqbench.text import checked_tokens, tokens_digest
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +86,7 @@ def calibrate(
     """
     from awqbench.formats.checkpoint import open_checkpoint
     from awqbench.model import BlockRunner
-    from awqbench.quantize.fold import trace_sites
+    from awqbench.quantize.folds.find import trace_sites
 
     ckpt = open_checkpoint(ckpt)
     ckpt.require_full_precision()
@@ -139,23 +138,6 @@ def calibrate(
         stats = save_manifest(folder, run.manifest())
         work.discard()
     return stats
-
-
-def checked_tokens(tokens: np.ndarray) -> np.ndarray:
-    """Return token ids as (n, seq) int64.
-
-    Raises
-    ------
-    CalibrationTextError
-        If they are not that.
-    """
-    tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
-        raise CalibrationTextError(
-            f"tokens are {tokens.dtype} of shape {tokens.shape}; expected (n_samples, seq_len) "
-            "integers with at least one window, as text_tokens() gives them."
-        )
-    return tokens.astype(np.int64, copy=False)
 
 
 def run_dtype(ckpt: Checkpoint, name: str | None) -> torch.dtype | None:

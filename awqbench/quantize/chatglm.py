@@ -29,7 +29,7 @@ from awqbench.grid import check_settings
 from awqbench.numerics import limits_of
 from awqbench.packed import PackedWeight
 from awqbench.progress import progress_bar
-from awqbench.quantize.publish import RECORD
+from awqbench.quantize.run.publish import RECORD
 
 if TYPE_CHECKING:
     import torch

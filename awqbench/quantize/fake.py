@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from awqbench.formats.checkpoint import Checkpoint
     from awqbench.quantize.settings import Settings
-    from awqbench.quantize.stats import Stats
+    from awqbench.quantize.statistics.stats import Stats
 
 # Arguments of `search` that are no settings.
 _HOW = ("objective", "tokens", "device")

@@ -20,22 +20,22 @@ from awqbench.cluster import check_workers
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
 from awqbench.formats.config.limits import check_size
 from awqbench.formats.writer import require_new_folder
-from awqbench.quantize.calibrate import checked_tokens, run_dtype
-from awqbench.quantize.collect import ALL_EXPERTS
-from awqbench.quantize.dense import keeps_dense
-from awqbench.quantize.device import AUTO, chosen_device, settled_device
+from awqbench.quantize.calibrate import run_dtype
+from awqbench.quantize.choices.dense import keeps_dense
+from awqbench.quantize.choices.rule_checks import check_rules, check_rules_held
 from awqbench.quantize.durable import read_json
-from awqbench.quantize.publish import RECORD, publish
-from awqbench.quantize.rule_checks import check_rules, check_rules_held
-from awqbench.quantize.run import MakeQueue, OnBlock, Run
-from awqbench.quantize.run_record import record_of
+from awqbench.quantize.run.device import AUTO, chosen_device, settled_device
+from awqbench.quantize.run.loop import MakeQueue, OnBlock, Run
+from awqbench.quantize.run.publish import RECORD, publish
+from awqbench.quantize.run.record import record_of
+from awqbench.quantize.run.work import WorkFolder, work_path
+from awqbench.quantize.run.workers import queue_on, threads_of_a_share
 from awqbench.quantize.search import check_alignment, make_settings
 from awqbench.quantize.settings import Settings
-from awqbench.quantize.stats import Stats, load_stats
+from awqbench.quantize.statistics.collect import ALL_EXPERTS
+from awqbench.quantize.statistics.stats import Stats, load_stats
 from awqbench.quantize.stopwatch import Stopwatch, fixed_threads
-from awqbench.quantize.work import WorkFolder, work_path
-from awqbench.quantize.workers import queue_on, threads_of_a_share
-from awqbench.text import text_tokens, tokens_digest
+from awqbench.text import checked_tokens, text_tokens, tokens_digest
 
 if TYPE_CHECKING:
     from awqbench.model import BlockRunner
@@ -104,7 +104,7 @@ def quantize(
         one such as ``"cuda:1"``; ``"auto"`` is a GPU where torch finds one in this process.
         Last bits depend on it, so that a run that goes on keeps it.
     make_queue : callable, optional
-        Makes another queue; see `awqbench.quantize.queue`.
+        Makes another queue; see `awqbench.quantize.run.queue`.
     **changes
         Fields of `Settings`, such as ``group_size=64``.
 

@@ -53,8 +53,8 @@ def plant_outliers(
     import torch
 
     from awqbench.model import BlockRunner
-    from awqbench.quantize.fold import trace_sites
-    from awqbench.quantize.fold_apply import fold_scales, share_scales
+    from awqbench.quantize.folds.apply import fold_scales, share_scales
+    from awqbench.quantize.folds.find import trace_sites
 
     ckpt = open_checkpoint(ckpt)
     ckpt.require_full_precision()

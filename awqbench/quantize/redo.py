@@ -16,20 +16,20 @@ from awqbench.errors import FormatError, ParameterError, ResumeError
 from awqbench.formats.checkpoint import Checkpoint, open_checkpoint
 from awqbench.formats.headers import read_header
 from awqbench.formats.shard import flush
-from awqbench.quantize.calibrate import checked_tokens, run_dtype
-from awqbench.quantize.device import AUTO, chosen_device, described
+from awqbench.quantize.calibrate import run_dtype
+from awqbench.quantize.choices.block import QuantizedBlock
 from awqbench.quantize.durable import read_json, seal
-from awqbench.quantize.fold_block import QuantizedBlock
-from awqbench.quantize.publish import RECORD, publish, section_of, stored_prefix
-from awqbench.quantize.queue import SerialQueue
-from awqbench.quantize.run import Run
-from awqbench.quantize.run_record import record_of
+from awqbench.quantize.run.device import AUTO, chosen_device, described
+from awqbench.quantize.run.loop import Run
+from awqbench.quantize.run.publish import RECORD, publish, section_of, stored_prefix
+from awqbench.quantize.run.queue import SerialQueue
+from awqbench.quantize.run.record import record_of
+from awqbench.quantize.run.work import WorkFolder
 from awqbench.quantize.search import make_settings
 from awqbench.quantize.settings import Settings
-from awqbench.quantize.stats import Stats, load_stats
+from awqbench.quantize.statistics.stats import Stats, load_stats
 from awqbench.quantize.stopwatch import Stopwatch, fixed_threads
-from awqbench.quantize.work import WorkFolder
-from awqbench.text import text_tokens, tokens_digest
+from awqbench.text import checked_tokens, text_tokens, tokens_digest
 
 if TYPE_CHECKING:
     from awqbench.model import BlockRunner

@@ -13,23 +13,23 @@ import numpy as np
 from awqbench.errors import ParameterError
 from awqbench.model_experts import name_in_model
 from awqbench.progress import progress_bar
-from awqbench.quantize.dense import is_quantized
-from awqbench.quantize.device import AUTO, chosen_device, own_device
-from awqbench.quantize.device_memory import lack_of_memory_named, largest_need
-from awqbench.quantize.mixed import choose_linears, round_linears
-from awqbench.quantize.rule_checks import check_rules
-from awqbench.quantize.scales_shared import shared_scales
+from awqbench.quantize.choices.dense import is_quantized
+from awqbench.quantize.choices.mixed import choose_linears, round_linears
+from awqbench.quantize.choices.rule_checks import check_rules
+from awqbench.quantize.choices.scales_shared import shared_scales
+from awqbench.quantize.choices.site import SiteChoice, measure
+from awqbench.quantize.choices.table import alarms, as_frame, curve_rows, linear_row
+from awqbench.quantize.run.device import AUTO, chosen_device, own_device
+from awqbench.quantize.run.device_memory import lack_of_memory_named, largest_need
 from awqbench.quantize.settings import Settings
-from awqbench.quantize.site import SiteChoice, measure
-from awqbench.quantize.stats import SiteRecord, Stats, load_stats
-from awqbench.quantize.table import alarms, as_frame, curve_rows, linear_row
+from awqbench.quantize.statistics.stats import SiteRecord, Stats, load_stats
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
     from awqbench.formats.checkpoint import Checkpoint
-    from awqbench.quantize.scales import ScaleChoice
+    from awqbench.quantize.choices.scales import ScaleChoice
 
 OBJECTIVES = ("statistics", "block")
 
@@ -174,7 +174,7 @@ def search_blocks(
     target = own_device(chosen_device(device))
     scales_of = iter([{}] * stats.n_blocks)
     if objective == "block":
-        from awqbench.quantize.block_objective import block_scales
+        from awqbench.quantize.choices.block_objective import block_scales
 
         scales_of = block_scales(ckpt, stats, tokens, settings)
     blocks = progress_bar(range(stats.n_blocks), f"search {settings.label()}", unit="block")

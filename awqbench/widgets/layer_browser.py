@@ -17,7 +17,7 @@ from awqbench.widgets.settings_controls import group_choice, rounding_choice
 
 if TYPE_CHECKING:
     from awqbench.formats.checkpoint import Checkpoint
-    from awqbench.quantize.stats import Stats
+    from awqbench.quantize.statistics.stats import Stats
 
 
 def explore(

@@ -21,7 +21,7 @@ from awqbench.widgets.drawing import View
 
 if TYPE_CHECKING:
     from awqbench.formats.checkpoint import Checkpoint
-    from awqbench.quantize.stats import Stats
+    from awqbench.quantize.statistics.stats import Stats
 
 READY, RUNNING, STOPPING = "ready", "running", "stopping after this block"
 INTERRUPTED, FINISHED, FAILED = "interrupted", "finished", "failed"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from awqbench.widgets import controls
 
 if TYPE_CHECKING:
-    from awqbench.quantize.stats import Stats
+    from awqbench.quantize.statistics.stats import Stats
 
 GROUP_SIZES = (256, 128, 64, 32, 16)
 _ROWS = ("rows", -1)

@@ -7,9 +7,9 @@ import torch
 from awqbench.inspect.health import VERDICTS, activation_health, layer_verdicts
 from awqbench.inspect.health.activations import MARGIN
 from awqbench.numerics import LIMITS
-from awqbench.quantize.fold import Site
-from awqbench.quantize.moments import Moments
-from awqbench.quantize.stats import FORMAT, save_block, save_manifest
+from awqbench.quantize.folds.find import Site
+from awqbench.quantize.statistics.moments import Moments
+from awqbench.quantize.statistics.stats import FORMAT, save_block, save_manifest
 
 SAFE, CLAMP, BF16, TOO_LARGE = VERDICTS
 K = 500

@@ -21,9 +21,9 @@ from awqbench.inspect.doctor.alignment import alignment_findings
 from awqbench.inspect.doctor.resources import Needs, Room, resource_findings
 from awqbench.inspect.doctor.versions import Versions, is_older, version_findings
 from awqbench.quantize.calibrate import calibrate
-from awqbench.quantize.collect import Sketching
 from awqbench.quantize.job import quantize
-from awqbench.quantize.memory import statistics_bytes
+from awqbench.quantize.run.memory import statistics_bytes
+from awqbench.quantize.statistics.collect import Sketching
 
 QWEN2_72B = {
     "architectures": ["Qwen2ForCausalLM"],

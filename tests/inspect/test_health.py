@@ -19,9 +19,9 @@ from awqbench.inspect.health import (
     tensor_health,
 )
 from awqbench.numerics import LIMITS, cast_figures, round_to
-from awqbench.quantize.fold import Site
-from awqbench.quantize.moments import Moments
-from awqbench.quantize.stats import FORMAT, save_block, save_manifest
+from awqbench.quantize.folds.find import Site
+from awqbench.quantize.statistics.moments import Moments
+from awqbench.quantize.statistics.stats import FORMAT, save_block, save_manifest
 
 CASTS = ("float16", "bfloat16", "float32")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from awqbench.grid import fake_quantize
-from awqbench.quantize.clip import SHRINKS, search_clip
+from awqbench.quantize.choices.clip import SHRINKS, search_clip
 from awqbench.quantize.settings import Settings
 
 

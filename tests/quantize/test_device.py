@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import awqbench as ab
 from awqbench.cli.app import app
 from awqbench.errors import DeviceError, ParameterError, ResumeError
-from awqbench.quantize import device, task
-from awqbench.quantize.device import SearchDevice, chosen_device, own_device, settled_device
 from awqbench.quantize.redo import redo
+from awqbench.quantize.run import device, task
+from awqbench.quantize.run.device import SearchDevice, chosen_device, own_device, settled_device
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (4, 24))
 HOST = socket.gethostname()

@@ -10,25 +10,25 @@ from tiny_experts import CONFIGS, N_EXPERTS, save_model
 import awqbench as ab
 from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.model import BlockRunner
-from awqbench.quantize.chunk import Sketching
-from awqbench.quantize.dense import keeps_dense
-from awqbench.quantize.experts import (
+from awqbench.quantize.choices.dense import keeps_dense
+from awqbench.quantize.choices.scales import ScaleChoice
+from awqbench.quantize.choices.scales_shared import shared_scales, to_powers_of_two
+from awqbench.quantize.choices.site import choose_site
+from awqbench.quantize.folds.apply import Site, fold_scales, joined
+from awqbench.quantize.folds.find import trace_sites
+from awqbench.quantize.folds.prove import prove_folds
+from awqbench.quantize.run.memory import block_statistics
+from awqbench.quantize.run.stored_names import as_stored
+from awqbench.quantize.search import block_weights, make_settings
+from awqbench.quantize.statistics.chunk import Sketching
+from awqbench.quantize.statistics.experts import (
     coverage_lines,
     coverage_of_run,
     expert_coverage,
     least_tokens,
     sketch_rows,
 )
-from awqbench.quantize.fold import trace_sites
-from awqbench.quantize.fold_apply import Site, fold_scales, joined
-from awqbench.quantize.fold_prove import prove_folds
-from awqbench.quantize.memory import block_statistics
-from awqbench.quantize.moments import Moments, SiteMoments
-from awqbench.quantize.scales import ScaleChoice
-from awqbench.quantize.scales_shared import shared_scales, to_powers_of_two
-from awqbench.quantize.search import block_weights, make_settings
-from awqbench.quantize.site import choose_site
-from awqbench.quantize.stored_names import as_stored
+from awqbench.quantize.statistics.moments import Moments, SiteMoments
 
 TOKENS = np.random.default_rng(0).integers(3, 128, (16, 16))
 NEW_TEXT = torch.from_numpy(np.random.default_rng(1).integers(3, 128, (2, 16)))

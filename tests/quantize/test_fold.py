@@ -9,16 +9,16 @@ from torch import nn
 from awqbench.errors import ParameterError, TraceError
 from awqbench.formats.checkpoint import open_checkpoint
 from awqbench.model import BlockRunner
-from awqbench.quantize.fold import (
+from awqbench.quantize.folds.apply import fold_scales, folded, share_scales
+from awqbench.quantize.folds.experts import loose_weights
+from awqbench.quantize.folds.find import (
     SiteFinder,
     find_sites,
     fold_report,
     trace_sites,
 )
-from awqbench.quantize.fold_apply import fold_scales, folded, share_scales
-from awqbench.quantize.fold_experts import loose_weights
-from awqbench.quantize.fold_prove import prove_folds
-from awqbench.quantize.fold_trace import Probe, block_probe
+from awqbench.quantize.folds.prove import prove_folds
+from awqbench.quantize.folds.trace import Probe, block_probe
 
 # Hidden 64, intermediate 96, 4 heads of 16; two key-value heads where the config has them.
 LLAMA = {

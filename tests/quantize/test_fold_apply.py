@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from awqbench.errors import ParameterError
-from awqbench.quantize.fold_apply import Site, fold_scales
+from awqbench.quantize.folds.apply import Site, fold_scales
 
 
 def small_site(**changes):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from awqbench.errors import StatisticsError
-from awqbench.quantize.gptq import inverse_factor, round_gptq
-from awqbench.quantize.rounding import output_error
+from awqbench.quantize.choices.gptq import inverse_factor, round_gptq
+from awqbench.quantize.choices.rounding import output_error
 from awqbench.quantize.settings import Settings
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from awqbench.errors import StatisticsError
-from awqbench.quantize.moments import Moments, SiteMoments, bfloat16_products
-from awqbench.quantize.rounding import output_error
+from awqbench.quantize.choices.rounding import output_error
+from awqbench.quantize.statistics.moments import Moments, SiteMoments, bfloat16_products
 
 
 def saved(x, **options):

@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("single", [True, False])
 def test_a_block_gets_other_groups(folder, tmp_path, kept, single, monkeypatch):
     if not single:
-        monkeypatch.setattr("awqbench.quantize.publish.SINGLE_FILE_BYTES", 1000)
+        monkeypatch.setattr("awqbench.quantize.run.publish.SINGLE_FILE_BYTES", 1000)
     common = {"group_size": 32, "layout": "gptq-v2"}
     stats = tmp_path / "stats"
     ab.quantize(folder, tmp_path / "out", tokens=TOKENS, keep_stats=stats, **common)

@@ -14,8 +14,8 @@ from tiny_models import VOCABULARY, save_tiny_model
 
 import awqbench as ab
 from awqbench.errors import OutputError, ResumeError
-from awqbench.quantize import task
 from awqbench.quantize.durable import write_durably
+from awqbench.quantize.run import task
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (40, 12))  # two chunks
 OF_THE_RUN = ("finished", "times", "resumed_blocks", "damaged_blocks", "memory")
@@ -155,7 +155,7 @@ def test_what_is_damaged_on_disk_is_made_again(folder, expected, tmp_path, monke
 
 def test_going_on_calibrates_only_what_is_missing(folder, tmp_path, monkeypatch):
     from awqbench.model import BlockRunner
-    from awqbench.quantize.fold import trace_sites
+    from awqbench.quantize.folds.find import trace_sites
 
     out, ran = tmp_path / "out", []
     stopped_run(folder, out, monkeypatch, after=0)
@@ -164,7 +164,7 @@ def test_going_on_calibrates_only_what_is_missing(folder, tmp_path, monkeypatch)
         BlockRunner, "run_block", lambda s, b, i, x: ran.append(i) or real(s, b, i, x)
     )
     # Tracing runs a block too, on a few random tokens.
-    monkeypatch.setattr("awqbench.quantize.fold.trace_sites", lambda runner: sites_of)
+    monkeypatch.setattr("awqbench.quantize.folds.find.trace_sites", lambda runner: sites_of)
     ab.quantize(folder, out, tokens=TOKENS, group_size=32)
     assert set(ran) == {1}
 
@@ -218,7 +218,7 @@ def test_a_second_process_on_the_same_folder_is_refused(folder, tmp_path):
 
 @pytest.mark.parametrize("is_half_removed", [False, True])
 def test_a_run_killed_in_its_last_step_is_finished(folder, expected, tmp_path, is_half_removed):
-    from awqbench.quantize.work import WorkFolder
+    from awqbench.quantize.run.work import WorkFolder
 
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:

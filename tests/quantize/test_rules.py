@@ -13,7 +13,7 @@ import awqbench as ab
 from awqbench.errors import AlignmentError, FormatError, ParameterError
 from awqbench.formats.config.quantization import Scheme
 from awqbench.formats.convert import convert
-from awqbench.quantize.rule_checks import check_rules, check_rules_held, merged_linears
+from awqbench.quantize.choices.rule_checks import check_rules, check_rules_held, merged_linears
 from awqbench.quantize.rules import Rule, make_rules, parse_rule
 from awqbench.quantize.search import make_settings
 from awqbench.quantize.settings import Settings

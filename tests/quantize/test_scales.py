@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from awqbench.quantize.moments import Moments, SiteMoments
-from awqbench.quantize.scales import (
+from awqbench.quantize.choices.scales import (
     candidate_scales,
     normalise,
     sample_rows,
@@ -14,6 +13,7 @@ from awqbench.quantize.scales import (
     weight_magnitude,
 )
 from awqbench.quantize.settings import Settings
+from awqbench.quantize.statistics.moments import Moments, SiteMoments
 
 K = 64
 

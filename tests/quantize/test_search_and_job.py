@@ -23,7 +23,7 @@ from awqbench.errors import (
     ResumeError,
     StatisticsError,
 )
-from awqbench.quantize.stats import merge_stats
+from awqbench.quantize.statistics.stats import merge_stats
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (12, 24))
 
@@ -237,7 +237,7 @@ def test_nonfinite_weights_are_named_and_nothing_is_published(folder, tmp_path, 
 
 def stop_after(monkeypatch, blocks):
     """Let quantization stop, as by Ctrl-C, when `blocks` blocks are finished."""
-    from awqbench.quantize import task
+    from awqbench.quantize.run import task
 
     real, count = task.quantize_block, []
 
@@ -275,7 +275,7 @@ def test_without_resume_an_unfinished_run_is_discarded(folder, tmp_path, monkeyp
 
 
 def test_two_runs_on_one_folder_are_refused(folder, tmp_path):
-    from awqbench.quantize.work import WorkFolder
+    from awqbench.quantize.run.work import WorkFolder
 
     with WorkFolder(tmp_path / "out", {}), pytest.raises(OutputError, match="another run"):
         WorkFolder(tmp_path / "out", {}).__enter__()
@@ -283,7 +283,7 @@ def test_two_runs_on_one_folder_are_refused(folder, tmp_path):
 
 def test_a_real_interrupt_leaves_a_run_that_goes_on(folder, tmp_path):
     code = (
-        "import sys, numpy as np, awqbench as ab, awqbench.quantize.task as task\n"
+        "import sys, numpy as np, awqbench as ab, awqbench.quantize.run.task as task\n"
         "real = task.quantize_block\n"
         "def slow(*a, **k):\n"
         "    done = real(*a, **k); print('block', flush=True)\n"

@@ -12,14 +12,14 @@ from tiny_models import VOCABULARY, save_tiny_model
 import awqbench as ab
 from awqbench.errors import MemoryLimitError
 from awqbench.model_experts import name_in_model
-from awqbench.quantize import scales, site
-from awqbench.quantize.chunk import Sketching
-from awqbench.quantize.device_memory import largest_need
-from awqbench.quantize.fold import Site
-from awqbench.quantize.fold_block import quantize_block
-from awqbench.quantize.moments import SiteMoments
+from awqbench.quantize.choices import scales, site
+from awqbench.quantize.choices.block import quantize_block
+from awqbench.quantize.folds.find import Site
+from awqbench.quantize.run.device_memory import largest_need
 from awqbench.quantize.search import block_weights, make_settings, search_block
-from awqbench.quantize.stats import SiteRecord
+from awqbench.quantize.statistics.chunk import Sketching
+from awqbench.quantize.statistics.moments import SiteMoments
+from awqbench.quantize.statistics.stats import SiteRecord
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (12, 24))
 OF_THE_RUN = ("finished", "times", "resumed_blocks", "damaged_blocks", "memory", "computed_with")

@@ -8,15 +8,15 @@ from tiny_models import VOCABULARY, save_tiny_model
 
 import awqbench as ab
 from awqbench.errors import MemoryLimitError, ParameterError
-from awqbench.quantize import collect
-from awqbench.quantize.activations import Activations
-from awqbench.quantize.chunk import Sketching, add_sums
-from awqbench.quantize.collect import Calibration
-from awqbench.quantize.memory import MemoryPlan, statistics_bytes
-from awqbench.quantize.moments import Moments
-from awqbench.quantize.queue import SerialQueue
+from awqbench.quantize.run.memory import MemoryPlan, statistics_bytes
+from awqbench.quantize.run.queue import SerialQueue
+from awqbench.quantize.run.task import run_block
+from awqbench.quantize.statistics import collect
+from awqbench.quantize.statistics.activations import Activations
+from awqbench.quantize.statistics.chunk import Sketching, add_sums
+from awqbench.quantize.statistics.collect import Calibration
+from awqbench.quantize.statistics.moments import Moments
 from awqbench.quantize.stopwatch import Stopwatch
-from awqbench.quantize.task import run_block
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (12, 24))
 
@@ -122,7 +122,7 @@ def test_inputs_of_which_a_chunk_is_missing_or_damaged_are_not_taken_up(tmp_path
 
 
 def test_blocks_become_shards_without_a_second_copy(folder, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("awqbench.quantize.publish.SINGLE_FILE_BYTES", 1000)
+    monkeypatch.setattr("awqbench.quantize.run.publish.SINGLE_FILE_BYTES", 1000)
     links = []
 
     def look(i, n_blocks, rows):
@@ -197,8 +197,8 @@ def test_the_task_gives_the_same_whoever_runs_it(folder, weights, tmp_path):
 def test_sums_do_not_depend_on_who_makes_them(folder, tmp_path, monkeypatch):
     """Runs of windows summed alone and added in their order give the bytes of one process."""
     from awqbench.model import BlockRunner
-    from awqbench.quantize.fold import trace_sites
-    from awqbench.quantize.stats import read_block
+    from awqbench.quantize.folds.find import trace_sites
+    from awqbench.quantize.statistics.stats import read_block
 
     monkeypatch.setattr(collect, "SUM_WINDOWS", 4)
     runner = BlockRunner(ab.open_checkpoint(folder))
@@ -245,8 +245,8 @@ def test_a_budget_that_is_no_size_is_refused(folder, tmp_path):
 def test_a_tight_budget_takes_fewer_windows_then_sketches(folder, monkeypatch):
     """A plan gives way in this order, and keeps activations only where there is room."""
     from awqbench.model import BlockRunner
-    from awqbench.quantize import memory
-    from awqbench.quantize.fold import trace_sites
+    from awqbench.quantize.folds.find import trace_sites
+    from awqbench.quantize.run import memory
     from awqbench.quantize.search import make_settings
 
     runner = BlockRunner(ab.open_checkpoint(folder))

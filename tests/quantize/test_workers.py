@@ -21,11 +21,12 @@ from awqbench.errors import (
     ResumeError,
     StatisticsError,
 )
-from awqbench.quantize import chunk_task, collect, task
-from awqbench.quantize.blocks import BlockFiles
-from awqbench.quantize.queue import SerialQueue
-from awqbench.quantize.work import work_path
-from awqbench.quantize.workers import WorkerQueue
+from awqbench.quantize.run import task
+from awqbench.quantize.run.blocks import BlockFiles
+from awqbench.quantize.run.queue import SerialQueue
+from awqbench.quantize.run.work import work_path
+from awqbench.quantize.run.workers import WorkerQueue
+from awqbench.quantize.statistics import chunk_task, collect
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed")
 

@@ -12,7 +12,7 @@ from awqbench.formats.config.limits import check_layout, check_size
 from awqbench.inspect.placement.packed_sizes import PackedForm, packed_tensors
 from awqbench.model_experts import name_in_model
 from awqbench.progress import progress_bar
-from awqbench.quantize.rounding import output_error
+from awqbench.quantize.choices.rounding import output_error
 from awqbench.quantize.search import block_weights, search_block
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from awqbench.formats.checkpoint import Checkpoint
     from awqbench.quantize.settings import Settings
-    from awqbench.quantize.stats import SiteRecord, Stats
+    from awqbench.quantize.statistics.stats import SiteRecord, Stats
 
 
 class Choice(NamedTuple):

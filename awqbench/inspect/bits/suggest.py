@@ -45,17 +45,17 @@ from awqbench.inspect.bits.allocate import Allocation, allocate
 from awqbench.inspect.bits.choice_errors import SKIP, Choice, choice_errors, make_choices
 from awqbench.inspect.bits.suggestion import Suggestion
 from awqbench.inspect.placement.budgets import parse_bytes
-from awqbench.quantize.rule_checks import merged_linears
+from awqbench.quantize.choices.rule_checks import merged_linears
 from awqbench.quantize.rules import Rule, patterns_of
 from awqbench.quantize.search import make_settings
-from awqbench.quantize.stats import load_stats
+from awqbench.quantize.statistics.stats import load_stats
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from awqbench.formats.checkpoint import Checkpoint
     from awqbench.quantize.settings import Settings
-    from awqbench.quantize.stats import Stats
+    from awqbench.quantize.statistics.stats import Stats
 
 CHOICES = ((3, 128), (3, 64), (4, 128), (4, 64), (4, 32), (8, 128))
 # Points of the curve of the least error against size.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from awqbench.errors import FormatError, TraceError
 from awqbench.inspect.doctor.findings import CARE, NO, Finding, listed, roles
 from awqbench.inspect.health import is_linear_weight
-from awqbench.quantize.dense import keeps_dense
+from awqbench.quantize.choices.dense import keeps_dense
 
 if TYPE_CHECKING:
     from awqbench.formats.checkpoint import Checkpoint

@@ -32,7 +32,7 @@ from awqbench.inspect.doctor.resources import (
 from awqbench.inspect.doctor.versions import transformers_versions, version_findings
 
 if TYPE_CHECKING:
-    from awqbench.quantize.stats import Stats
+    from awqbench.quantize.statistics.stats import Stats
 
 
 def doctor(
@@ -189,7 +189,7 @@ def _scanned(ckpt: Checkpoint, group_size: int, facts: dict[str, Any]):
 
 def _activations(ckpt: Checkpoint, stats, facts: dict[str, Any]) -> list[Finding]:
     from awqbench.inspect.health import activation_health, layer_verdicts
-    from awqbench.quantize.stats import load_stats
+    from awqbench.quantize.statistics.stats import load_stats
 
     stats = load_stats(stats)
     stats.check(ckpt)

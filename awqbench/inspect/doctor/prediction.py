@@ -208,10 +208,10 @@ def _probes(
 
     from awqbench.formats.layouts.table import write_linear
     from awqbench.packed import quantize_weight
-    from awqbench.quantize.clip import search_clip
-    from awqbench.quantize.gptq import inverse_factor
-    from awqbench.quantize.moments import Moments, SiteMoments
-    from awqbench.quantize.scales import in_search_dtype, scaled_loss
+    from awqbench.quantize.choices.clip import search_clip
+    from awqbench.quantize.choices.gptq import inverse_factor
+    from awqbench.quantize.choices.scales import in_search_dtype, scaled_loss
+    from awqbench.quantize.statistics.moments import Moments, SiteMoments
 
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(_ROWS, _WIDTH, generator=generator)

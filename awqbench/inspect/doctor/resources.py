@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from awqbench.inspect.doctor.findings import CARE, NO, Finding, gigabytes
 from awqbench.inspect.sizes import packed_bytes
-from awqbench.quantize.chunk import BATCH_SIZE, SKETCH_ABOVE, Sketching
-from awqbench.quantize.memory import block_statistics
+from awqbench.quantize.run.memory import block_statistics
+from awqbench.quantize.statistics.chunk import BATCH_SIZE, SKETCH_ABOVE, Sketching
 
 if TYPE_CHECKING:
     from awqbench.formats.checkpoint import Checkpoint

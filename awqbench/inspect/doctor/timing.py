@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
 
     from awqbench.model import BlockInputs, BlockRunner
-    from awqbench.quantize.fold import Site
-    from awqbench.quantize.moments import Moments
+    from awqbench.quantize.folds.find import Site
+    from awqbench.quantize.statistics.moments import Moments
 
 
 class TimeEstimate(NamedTuple):
@@ -62,11 +62,11 @@ def time_one_block(runner: BlockRunner, group_size: int) -> TimeEstimate:
     group_size : int
         Divides every linear's in_features.
     """
-    from awqbench.quantize.fold import SiteFinder
-    from awqbench.quantize.fold_block import quantize_block
-    from awqbench.quantize.moments import SiteMoments
+    from awqbench.quantize.choices.block import quantize_block
+    from awqbench.quantize.folds.find import SiteFinder
     from awqbench.quantize.search import make_settings
-    from awqbench.quantize.stats import SiteRecord
+    from awqbench.quantize.statistics.moments import SiteMoments
+    from awqbench.quantize.statistics.stats import SiteRecord
 
     clock = _Clock()
     block = runner.load_block(0)
@@ -99,8 +99,8 @@ def time_one_block(runner: BlockRunner, group_size: int) -> TimeEstimate:
 
 
 def _moments_for(site: Site) -> Moments:
-    from awqbench.quantize.chunk import SKETCH_ABOVE, SKETCH_ROWS
-    from awqbench.quantize.moments import Moments
+    from awqbench.quantize.statistics.chunk import SKETCH_ABOVE, SKETCH_ROWS
+    from awqbench.quantize.statistics.moments import Moments
 
     rows = SKETCH_ROWS if site.in_features > SKETCH_ABOVE else None
     return Moments(site.in_features, sketch_rows=rows)

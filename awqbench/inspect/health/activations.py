@@ -12,8 +12,8 @@ from awqbench.numerics import LIMITS
 if TYPE_CHECKING:
     import pandas as pd
 
-    from awqbench.quantize.moments import SiteMoments
-    from awqbench.quantize.stats import Stats
+    from awqbench.quantize.statistics.moments import SiteMoments
+    from awqbench.quantize.statistics.stats import Stats
 
 # Worst last. "would clamp here": a few channels reach the limit, so that float16 with a clamp
 # at this site changes them alone; "bf16 only": so many do that a clamp would change the site.
@@ -55,7 +55,7 @@ def activation_health(stats: Stats | str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from awqbench.quantize.stats import load_stats
+    from awqbench.quantize.statistics.stats import load_stats
 
     stats = load_stats(stats)
     rows = [

@@ -1,0 +1,1 @@
+"""The search of one block: scales, ranges, rounding, and the rules that single linears have."""

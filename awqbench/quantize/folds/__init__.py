@@ -1,0 +1,1 @@
+"""Which module can absorb which linears' input scales: traced, probed, proven, applied."""
