@@ -96,6 +96,10 @@ def open_client(
     # worker is replaced, and stand in its records.
     environ = {f"distributed.nanny.environ.{name}": share for name in _THREAD_COUNTS}
     environ |= {f"distributed.nanny.pre-spawn-environ.{name}": None for name in _THREAD_COUNTS}
+    # Dask's own choice gives every freed tensor back to the system, and a search frees many: it
+    # took 1.6 times as long for zeroing fresh pages.
+    environ["distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"] = str(1 << 30)
+    environ["distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_"] = str(32 << 20)
     with (
         _same_environment_after(),
         dask.config.set(environ),
