@@ -6,8 +6,8 @@ With one worker it searches while this process runs the text; several share the 
 chunk by chunk. Every process computes on one thread, and every result must be the same, byte for
 byte. The models are the embedded one and one of Qwen3-0.6B's block shape with random weights. In a
 round each way has its turn; what is told is the round with the least total of each way.
-Workers are there, with torch imported, before the clock starts; what that takes is told
-apart. A record is appended to data/records/workers.jsonl.
+All processes are there, with torch and the model's code imported, before the clock starts; what
+that takes is told apart. A record is appended to data/records/workers.jsonl.
 """
 
 from __future__ import annotations
@@ -42,10 +42,13 @@ VOCABULARY = 4096
 
 
 def import_all(_: int) -> str:
-    """Import what a search needs, on a worker."""
+    """Import what a task needs, on a worker."""
     import torch
+    from transformers.models.qwen3 import modeling_qwen3
 
-    return f"{torch.__version__} {run_block.__name__}"
+    from awqbench import model
+
+    return f"{torch.__version__} {run_block.__name__} {modeling_qwen3.__name__} {model.__name__}"
 
 
 @contextmanager
@@ -109,6 +112,7 @@ def main() -> None:
     ways = sorted({0, *options.workers})
     # Of the libraries that are not torch; workers get theirs from `open_client`.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    import_all(0)
     tokens = ab.text_tokens("tiny", n_samples=options.windows, seq_len=options.seq_len)
     rows = measure(ab.open_checkpoint("tiny").path, tokens, ways, options.rounds)
     if options.blocks:
