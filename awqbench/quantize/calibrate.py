@@ -99,14 +99,15 @@ def calibrate(
         "calibration_digest": tokens_digest(tokens),
         "dtype": str(runner.dtype).removeprefix("torch."),
         "routing": ALL_EXPERTS if route_all_experts else "real",
-        "sketch": list(sketch),
+        "sketch": list(sketch),  # also a fact below: what kept statistics are compared by
     }
     threads = threads or threads_of_a_share(workers)
     with (
         queue_on(workers, scheduler) as make_queue,
         WorkFolder(folder, identity, resume=resume) as work,
     ):
-        work.settle({"threads": threads or own_threads(), "batch_size": batch_size})
+        facts = {"threads": threads or own_threads(), "batch_size": batch_size}
+        work.settle(facts | {"sketch": list(sketch)})
         new_stats_folder(folder)
         with fixed_threads(work.facts["threads"]):
             activations = Activations(work.files_path)

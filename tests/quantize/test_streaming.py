@@ -65,6 +65,13 @@ def test_a_folder_with_statistics_of_another_text_is_not_taken_for_this_one(
     assert (tmp_path / "b" / "model.safetensors").read_bytes() == weights
 
 
+def test_statistics_with_another_sketch_are_collected_anew(folder, tmp_path):
+    out = tmp_path / "stats"
+    ab.calibrate(folder, TOKENS, out)
+    again = ab.calibrate(folder, TOKENS, out, sketch=Sketching(above=0, rows=16))
+    assert not any(record.moments.is_exact for record in again.block(0))
+
+
 def test_activations_on_disk_give_the_same_bytes(folder, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(MemoryPlan, "keeps_activations", False, raising=False)
     record = ab.quantize(folder, tmp_path / "out", tokens=TOKENS, group_size=32)
